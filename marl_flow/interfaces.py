@@ -1,0 +1,345 @@
+"""Every shared record and protocol. Letters used for shapes everywhere:
+
+B batch, E environments, H steps in a window, L = H + 1 frames in it, C history frames, T episode length,
+N agents, O observation, A action, S state, D feature, K evaluation episodes.
+
+Everything that crosses a border between packages is in raw units: normalisation belongs to an algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Execution = Literal["centralized", "decentralized"]
+EXECUTIONS: tuple[Execution, ...] = ("centralized", "decentralized")
+
+Metrics = dict[str, Tensor]
+"""Name to detached scalar tensor, still on the training device (shape [])."""
+
+
+class UserError(ValueError):
+    """Bad input. The message names what was expected, what was found and what to do; the CLI prints it and exits 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What one agent may do: a box of `size` numbers, or one of `size` choices. Bounds are per dimension, boxes only."""
+
+    kind: Literal["continuous", "discrete"]
+    size: int
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"ActionSpec.size must be at least 1, got {self.size}")
+        expected = self.size if self.kind == "continuous" else 0
+        if len(self.low) != expected or len(self.high) != expected:
+            raise ValueError(
+                f"a {self.kind} ActionSpec of size {self.size} needs {expected} lower and upper bounds, "
+                f"got {len(self.low)} and {len(self.high)}"
+            )
+        if any(low >= high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"every lower bound must be below its upper bound, got {self.low} and {self.high}")
+
+    @property
+    def is_discrete(self) -> bool:
+        return self.kind == "discrete"
+
+    def clip(self, actions: Tensor) -> Tensor:
+        """Continuous actions [..., A] inside the bounds."""
+        low = torch.tensor(self.low, dtype=actions.dtype, device=actions.device)
+        high = torch.tensor(self.high, dtype=actions.dtype, device=actions.device)
+        return actions.clamp(low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What a simulator is: nothing about how well anyone does in it.
+
+    `team_reward` says how the N agents' rewards become one: `shared` (all equal, one of them counts), `mean` or `sum`.
+    """
+
+    task_id: str
+    agents: tuple[str, ...]
+    observation_size: int
+    action: ActionSpec
+    max_steps: int
+    team_reward: Literal["shared", "mean", "sum"]
+    state_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.agents or self.observation_size < 1 or self.max_steps < 1:
+            raise ValueError(
+                f"a task needs agents, observations and steps, got {len(self.agents)} agents, "
+                f"observation_size {self.observation_size}, max_steps {self.max_steps}"
+            )
+
+    @property
+    def num_agents(self) -> int:
+        return len(self.agents)
+
+    def team_return(self, agent_returns: Tensor) -> Tensor:
+        """Team return [...] of per-agent returns [..., N]."""
+        return agent_returns.sum(-1) if self.team_reward == "sum" else agent_returns.mean(-1)
+
+    def to_json(self) -> dict[str, Any]:
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "action"}
+        record["agents"] = list(self.agents)
+        action = self.action
+        record["action"] = {
+            "kind": action.kind,
+            "size": action.size,
+            "low": list(action.low),
+            "high": list(action.high),
+        }
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> TaskSpec:
+        action = record["action"]
+        spec = ActionSpec(
+            kind=action["kind"], size=action["size"], low=tuple(action["low"]), high=tuple(action["high"])
+        )
+        return cls(**{**record, "agents": tuple(record["agents"]), "action": spec})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStep:
+    """What a `VectorEnv` says after `reset` or `step`.
+
+    observations [E, N, O]; rewards [E, N] of the step just made (zero after reset, zero in frozen rows);
+    terminated, truncated [E] bool, both staying true in a finished row; action_mask [E, N, A] bool, true = legal,
+    discrete tasks only; state [E, S] when the task has one; won [E] bool when the task can be won.
+    """
+
+    observations: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    action_mask: Tensor | None = None
+    state: Tensor | None = None
+    won: Tensor | None = None
+
+    @property
+    def finished(self) -> Tensor:
+        """Rows whose episode is over, [E] bool."""
+        return self.terminated | self.truncated
+
+
+@runtime_checkable
+class VectorEnv(Protocol):
+    """E independent episodes of one task, stepped together.
+
+    No automatic reset: a finished row freezes (its observation repeats, it pays zero) until the next `reset`.
+    A row's episode depends on its own seed and actions only, never on its neighbours.
+    """
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    @property
+    def num_envs(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def reset(self, seeds: Sequence[int]) -> TimeStep:
+        """First step of E new episodes; `seeds` holds E non-negative integers below 2**63."""
+        ...
+
+    def step(self, actions: Tensor) -> TimeStep:
+        """Actions [E, N, A] (continuous) or integer choices [E, N] (discrete)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B windows of an episode store, raw units, on the training device.
+
+    A window has C history frames, the current frame and H frames to come; H = 1 serves temporal-difference methods.
+
+    observations [B, C + L, N, O], the current frame at index C; actions [B, H, N, A] or integers [B, H, N] and
+    rewards [B, H, N] from the current step on; returns_to_go [B, N], discounted sum of rewards from the current step;
+    terminated [B, H] bool, true where the step ended the episode by the task's own rules (never by a time limit);
+    valid [B, H] bool, true where the step and the frame it leads to are real: padding repeats the last real entry;
+    start_step [B], the current frame's index in its episode (fewer than C: that many history frames are real, the
+    others repeat the first); action_mask [B, L, N, A] bool from the current frame on; state [B, L, S] likewise.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    returns_to_go: Tensor
+    terminated: Tensor
+    valid: Tensor
+    start_step: Tensor
+    action_mask: Tensor | None = None
+    state: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return self.actions.shape[0]
+
+    @property
+    def horizon(self) -> int:
+        return self.actions.shape[1]
+
+    @property
+    def history(self) -> int:
+        return self.observations.shape[1] - self.horizon - 1
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows start (inclusive) to stop (exclusive), as views."""
+        changes = {
+            field.name: None if (value := getattr(self, field.name)) is None else value[start:stop]
+            for field in fields(self)
+        }
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSpec:
+    """The windows an algorithm trains on: C history frames, H steps, and the discount of the return-to-go label."""
+
+    history: int
+    horizon: int
+    discount: float
+
+    def __post_init__(self) -> None:
+        if self.history < 0 or self.horizon < 1 or not 0.0 <= self.discount <= 1.0:
+            raise ValueError(
+                f"windows need history >= 0, horizon >= 1 and 0 <= discount <= 1, "
+                f"got {self.history}, {self.horizon} and {self.discount}"
+            )
+
+
+class Policy(Protocol):
+    """Chooses actions for E episodes at once. Any history is its own and is cleared by `reset`."""
+
+    @property
+    def network_passes(self) -> int:
+        """Forward passes of the largest network in one joint decision (0 for a policy without a network)."""
+        ...
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None: ...
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        """Actions [E, N, A], or integer choices [E, N], for observations [E, N, O].
+
+        action_mask [E, N, A] bool for discrete tasks; rewards [E, N] of the previous step (zero after a reset),
+        which return-conditioned policies may subtract from their target. An agent's action never depends on
+        another agent's reward, and in decentralized execution never on another agent's observation.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How a trained algorithm is asked to act.
+
+    num_sampling_steps: k, generative policies only, else None. target_return: raw discounted return-to-go asked for
+    at the start of an episode, per agent, return-conditioned policies only, else None. gate_scale: multiplies every
+    attention gate (0 = agents do not see each other inside the network), coordinated models only.
+    """
+
+    execution: Execution = "decentralized"
+    num_sampling_steps: int | None = None
+    target_return: float | None = None
+    gate_scale: float = 1.0
+
+
+class Algorithm(Protocol):
+    """A trainable method: one config, one update, one acting policy, one complete state."""
+
+    name: ClassVar[str]
+    presets: ClassVar[Mapping[str, Any]]
+    action_kinds: ClassVar[tuple[str, ...]]
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    @property
+    def executions(self) -> tuple[Execution, ...]:
+        """Executions this trained configuration can honestly be evaluated in."""
+        ...
+
+    @property
+    def samples_in_steps(self) -> bool:
+        """Whether the policy takes a number of sampling steps."""
+        ...
+
+    @property
+    def return_conditioned(self) -> bool:
+        """Whether the policy takes a target return."""
+        ...
+
+    @classmethod
+    def window(cls, config: Any) -> WindowSpec: ...
+
+    @classmethod
+    def normalizer_kind(cls, config: Any) -> str:
+        """Which normaliser training fits on the data: a kind of `marl_flow.normalize`."""
+        ...
+
+    @classmethod
+    def build(
+        cls, config: Any, spec: TaskSpec, normalizers: Any, *, device: torch.device, generator: torch.Generator
+    ) -> Self:
+        """A new instance with weights drawn from `generator`; refuses a task it cannot serve with a UserError."""
+        ...
+
+    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
+        """One gradient step on a batch."""
+        ...
+
+    def policy(self, acting: Acting) -> Policy: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that training continues from: weights, targets, averages, optimisers, counters."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Strict: a missing, unknown or misshapen entry is an error."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """One policy, one task, one execution, one step count, K episodes. Raw returns: scores are computed from files.
+
+    agent_returns is K rows of N undiscounted sums, team_returns their reduction by the task's rule. Latencies are
+    milliseconds of one joint decision at batch 1. `protocol` says which checkpoint was scored.
+    """
+
+    task_id: str
+    dataset_id: str
+    algorithm: str
+    preset: str
+    config_digest: str
+    training_seed: int
+    update: int
+    protocol: str
+    execution: Execution
+    num_sampling_steps: int | None
+    target_return: float | None
+    target_rule: str
+    seeds: tuple[int, ...]
+    agent_returns: tuple[tuple[float, ...], ...]
+    team_returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    won: tuple[bool, ...] | None
+    network_passes: int
+    latency_ms_p50: float
+    latency_ms_p95: float
+    device: str
+    model: str
+    gate_scale: float = 1.0
