@@ -1,0 +1,36 @@
+"""Offline datasets: `load` opens one, `build` makes a native one. Nothing is imported before it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marl_flow.datasets.native import build
+    from marl_flow.datasets.store import EpisodeStore
+
+__all__ = ["build", "load"]
+
+
+def load(dataset_id: str, root: Path | None = None) -> EpisodeStore:
+    """The dataset of this id, verified and memory-mapped, from `root` (None: `catalog.data_root()`)."""
+    from marl_flow.datasets import catalog
+    from marl_flow.datasets.store import open_store
+    from marl_flow.interfaces import UserError
+
+    entry = catalog.find(dataset_id)
+    folder = catalog.folder_of(dataset_id, root)
+    if not folder.exists():
+        raise UserError(
+            f"expected dataset {entry.dataset_id} in {folder}, found nothing; "
+            f"build it with `marl-flow data build {entry.dataset_id}`"
+        )
+    return open_store(folder, dataset_id=str(entry.dataset_id))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "build":
+        from marl_flow.datasets.native import build
+
+        return build
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

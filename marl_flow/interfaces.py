@@ -22,13 +22,18 @@ Metrics = dict[str, Tensor]
 """Name to detached scalar tensor, still on the training device (shape [])."""
 
 
+def mean_metrics(parts: Sequence[Metrics]) -> Metrics:
+    """Metrics of an update from those of its equally large micro-batches."""
+    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+
+
 class UserError(ValueError):
     """Bad input. The message names what was expected, what was found and what to do; the CLI prints it and exits 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActionSpec:
-    """What one agent may do: a box of `size` numbers, or one of `size` choices. Bounds are per dimension, boxes only."""
+    """What one agent may do: a box of `size` numbers with bounds per dimension, or one of `size` choices."""
 
     kind: Literal["continuous", "discrete"]
     size: int
@@ -196,11 +201,18 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows start (inclusive) to stop (exclusive), as views."""
-        changes = {
+        changes: dict[str, Any] = {
             field.name: None if (value := getattr(self, field.name)) is None else value[start:stop]
             for field in fields(self)
         }
         return replace(self, **changes)
+
+    def split(self, parts: int) -> list[Batch]:
+        """That many micro-batches of equal size, as views."""
+        size, rest = divmod(self.size, parts)
+        if rest:
+            raise ValueError(f"a batch of {self.size} windows does not split into {parts} equal parts")
+        return [self.rows(start, start + size) for start in range(0, self.size, size)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +267,10 @@ class Acting:
 
 
 class Algorithm(Protocol):
-    """A trainable method: one config, one update, one acting policy, one complete state."""
+    """A trainable method: one config, one update, one acting policy, one complete state.
+
+    Its config carries the method's own budget as the fields `updates` and `batch_size`.
+    """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
@@ -297,8 +312,18 @@ class Algorithm(Protocol):
         """A new instance with weights drawn from `generator`; refuses a task it cannot serve with a UserError."""
         ...
 
-    def update(self, batch: Batch, generator: torch.Generator) -> Metrics:
-        """One gradient step on a batch."""
+    @property
+    def networks(self) -> Sequence[torch.nn.Module]:
+        """The trained modules whose calls `torch.compile` may replace in place; not containers of torch.nn itself,
+        which it passes over."""
+        ...
+
+    def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
+        """One gradient step on a batch.
+
+        The gradient is the mean over the batch's `split(micro_batches)`, taken one after the other to save memory.
+        May run under `torch.autocast` (bfloat16, weights float32); nothing in it waits for the device.
+        """
         ...
 
     def policy(self, acting: Acting) -> Policy: ...

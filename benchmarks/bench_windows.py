@@ -1,0 +1,81 @@
+"""Speed of the data layer: opening and verifying a dataset of a million transitions, and drawing windows from it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from marl_flow import seeding
+from marl_flow.datasets.store import EpisodeStore, open_store
+from marl_flow.datasets.windows import WindowSampler
+from marl_flow.datasets.writer import write_store
+from marl_flow.interfaces import ActionSpec, TaskSpec, WindowSpec
+
+SHAPES = ((0, 23, 64), (0, 4, 256), (18, 9, 256), (0, 1, 1024))
+"""History, horizon and batch size: MPE as published, `compact`, MA-MuJoCo as published, temporal differences."""
+
+
+def rows() -> list[dict[str, Any]]:
+    """One row per measurement: name, value, unit, and the target it is held against (None: none was set)."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(Path(folder) / "million")
+
+
+def _measure(folder: Path) -> list[dict[str, Any]]:
+    write_store(folder, million_transitions())
+    seconds = _best_seconds(lambda: open_store(folder))
+    result = [_row("open and verify, 1 M transitions", seconds, "s", 1.0)]
+    store = open_store(folder, verify=False)
+    for history, horizon, batch in SHAPES:
+        window = WindowSpec(history=history, horizon=horizon, discount=0.99)
+        sampler = WindowSampler(store, window, torch.device("cpu"))
+        generator = seeding.generator(0, "bench")
+        draws = 50
+        seconds = _best_seconds(lambda: [sampler.draw(batch, generator) for _ in range(draws)])  # noqa: B023
+        frames = draws * batch * (history + horizon + 1) / seconds
+        result.append(_row(f"windows drawn, C {history}, H {horizon}, batch {batch}", frames, "frames/s", 1e6))
+    return result
+
+
+def million_transitions() -> EpisodeStore:
+    """Uniform noise in the shape of spread: 40,000 episodes of 25 steps, 3 agents, 18 observed numbers."""
+    spec = TaskSpec(
+        task_id="mpe/simple_spread",
+        agents=("agent_0", "agent_1", "agent_2"),
+        observation_size=18,
+        action=ActionSpec(kind="continuous", size=2, low=(-1.0, -1.0), high=(1.0, 1.0)),
+        max_steps=25,
+        team_reward="mean",
+    )
+    episodes, rng = 40_000, np.random.default_rng(0)
+    steps = episodes * spec.max_steps
+    return EpisodeStore(
+        spec=spec,
+        dataset_id="native/mpe/simple_spread/random-v1",
+        observations=rng.random((steps + episodes, 3, 18), dtype=np.float32),
+        actions=rng.random((steps, 3, 2), dtype=np.float32),
+        rewards=rng.random((steps, 3), dtype=np.float32),
+        offsets=np.arange(episodes + 1) * spec.max_steps,
+        terminated=np.zeros(episodes, dtype=bool),
+    )
+
+
+def _best_seconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Shortest of a few runs after one that warms the caches: other processes only ever add time."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _row(name: str, value: float, unit: str, target: float | None) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "target": target}

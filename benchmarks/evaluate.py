@@ -1,0 +1,183 @@
+"""Run folders to results: which requests to play, at what target return, and what is there already."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_flow import baselines, checkpoint, datasets, envs, evaluation, run_log, seeding, training
+from marl_flow.benchmarks import suite
+from marl_flow.checkpoint import Header
+from marl_flow.datasets import catalog
+from marl_flow.datasets.windows import return_quantile
+from marl_flow.interfaces import EXECUTIONS, Acting, Algorithm, EvaluationResult, Execution, UserError
+from marl_flow.run_folder import CONFIG
+
+log = logging.getLogger(__name__)
+
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`."""
+
+    steps: tuple[int, ...] = (1, 2, 3, 5, 10)
+    episodes: int = 100
+    executions: tuple[Execution, ...] = ()
+    target: str = "quantile:0.9"
+    gate_scale: float = 1.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) != len(self.steps):
+            raise UserError(f"k: expected different step counts of at least 1, got {self.steps}")
+        if not 0.0 <= self.gate_scale <= 1.0:
+            raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
+
+
+def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+    """Plays what is asked of a run folder, or of a checkpoint file in one, and appends it to the run's results.
+
+    Returns the new results. What the run holds already is skipped unless `again`.
+    """
+    device = training.checked_device(asked.device)
+    seeds = evaluation.evaluation_seeds(asked.episodes)
+    algorithm, header = checkpoint.load_algorithm(run, baselines.get, device=device)
+    folder = run if run.is_dir() else run.parent.parent
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{run}: expected a run folder, or a checkpoint file in one; {folder} has no {CONFIG}")
+    protocol = protocol_of(header, is_file=run.is_file())
+    requests = requests_of(algorithm, header, asked)
+    done = set() if again else {_key(result) for result in run_log.read_results(folder)}
+    results = []
+    for rule in dict.fromkeys(rule for rule, _ in requests):
+        wanted = [acting for other, acting in requests if other == rule]
+        missing = [acting for acting in wanted if _wanted_key(header, acting, rule, protocol, seeds) not in done]
+        if len(missing) < len(wanted):
+            log.info("%s: %d of %d evaluations are there already", folder, len(wanted) - len(missing), len(wanted))
+        if missing:
+            found = evaluation.evaluate(
+                algorithm,
+                header,
+                lambda rows: envs.make(algorithm.spec.task_id, rows, device),
+                missing,
+                seeds=seeds,
+                protocol=protocol,
+                target_rule=rule,
+            )
+            run_log.append_results(folder, found)
+            results += found
+    if gif:
+        for acting in {acting.execution: acting for _, acting in reversed(requests)}.values():
+            path = folder / rollout_name(acting)
+            if results or not path.exists():
+                write_rollout(algorithm, acting, path, seeds[0], device)
+    return results
+
+
+def protocol_of(header: Header, *, is_file: bool) -> str:
+    """How the checkpoint was chosen, in words that go with every number."""
+    budget = header.run.training["updates"]
+    if header.update < budget:
+        return f"update {header.update} of {budget}"
+    return "named checkpoint" if is_file else "last checkpoint"
+
+
+def requests_of(algorithm: Algorithm, header: Header, asked: Asked) -> list[tuple[str, Acting]]:
+    """Every (target rule, way of acting) asked for that the algorithm can honestly be evaluated in."""
+    impossible = [name for name in asked.executions if name not in algorithm.executions]
+    if impossible:
+        raise UserError(
+            f"this {algorithm.name} run was trained for {' and '.join(algorithm.executions)} execution, asked for "
+            f"{impossible[0]}; leave --execution out, or train a run for it"
+        )
+    requests = []
+    for execution in EXECUTIONS:
+        if execution not in (asked.executions or algorithm.executions):
+            continue
+        rule, target = "none", None
+        if algorithm.return_conditioned:
+            rule, target = target_return(asked.target, algorithm, header, execution)
+        for steps in asked.steps if algorithm.samples_in_steps else (None,):
+            acting = Acting(execution=execution, num_sampling_steps=steps, target_return=target)
+            requests.append((rule, replace(acting, gate_scale=asked.gate_scale)))
+    return requests
+
+
+def target_return(text: str, algorithm: Algorithm, header: Header, execution: Execution) -> tuple[str, float]:
+    """The rule as recorded, and the raw discounted return to ask for at the start of an episode.
+
+    quantile:Q of the training data's start returns; constant:A*B; raw:V; paper: the constant of the paper's
+    configuration of this dataset and execution.
+    """
+    identity = catalog.parse(header.run.dataset_id)
+    rule = suite.cell(f"{identity.task_id}/{identity.quality}", execution).target_rule if text == "paper" else text
+    if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
+        store = datasets.load(header.run.dataset_id)
+        if store.digest != header.run.dataset_digest:
+            raise UserError(
+                f"the run was trained on {header.run.dataset_id} with digest {header.run.dataset_digest[:16]}, found "
+                f"{(store.digest or '')[:16]} here; rebuild the dataset as it was, or name a --target raw:VALUE"
+            )
+        discount = type(algorithm).window(algorithm.config).discount
+        return rule, return_quantile(store, discount, float(match[1]))
+    if match := re.fullmatch(rf"constant:({NUMBER})\*({NUMBER})", rule):
+        return rule, float(match[1]) * float(match[2])
+    if match := re.fullmatch(rf"raw:({NUMBER})", rule):
+        return rule, float(match[1])
+    raise UserError(f"target: expected quantile:0.9, constant:0.9*700, raw:500 or paper, got {text!r}")
+
+
+def _key(result: EvaluationResult) -> tuple[Any, ...]:
+    return (
+        *(result.config_digest, result.dataset_id, result.training_seed, result.update, result.protocol),
+        *(result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
+        *(result.gate_scale, result.seeds),
+    )
+
+
+def _wanted_key(header: Header, acting: Acting, rule: str, protocol: str, seeds: Sequence[int]) -> tuple[Any, ...]:
+    run = header.run
+    return (
+        *(run.config_digest, run.dataset_id, run.training["seed"], header.update, protocol),
+        *(acting.execution, acting.num_sampling_steps, rule, acting.target_return),
+        *(acting.gate_scale, tuple(seeds)),
+    )
+
+
+def rollout_name(acting: Acting) -> str:
+    """File name of an animated picture of one way of acting."""
+    steps = f"_k{acting.num_sampling_steps}" if acting.num_sampling_steps else ""
+    gates = f"_gates{acting.gate_scale:g}" if acting.gate_scale != 1.0 else ""
+    return f"rollout_{acting.execution}{steps}{gates}.gif"
+
+
+def write_rollout(algorithm: Algorithm, acting: Acting, path: Path, seed: int, device: torch.device) -> None:
+    """An animated picture of one episode, 10 frames a second, the last one held."""
+    from PIL import Image
+
+    env = envs.make(algorithm.spec.task_id, 1, device)
+    pictures = evaluation.rollout_frames(algorithm.policy(acting), env, seed, seeding.generator(0, "rollout"))
+    frames = [Image.fromarray(picture) for picture in pictures]
+    unfinished = path.with_name(f".{path.name}.writing")
+    durations = [*itertools.repeat(100, len(frames) - 1), 1500]
+    frames[0].save(unfinished, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    unfinished.replace(path)
+
+
+def describe(result: EvaluationResult) -> str:
+    """One line about a result for a terminal."""
+    mean = sum(result.team_returns) / len(result.team_returns)
+    steps = f" k {result.num_sampling_steps:<3}" if result.num_sampling_steps else ""
+    latency = f"{result.latency_ms_p50:.2f} ms a decision"
+    return (
+        f"{result.algorithm} {result.execution}{steps}: return {mean:.1f} over {len(result.seeds)} episodes, {latency}"
+    )

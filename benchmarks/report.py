@@ -1,0 +1,294 @@
+"""Tables, plots and rollouts from result files alone, written as one folder.
+
+report.md links everything else in the folder; results.csv holds what was measured here, published.csv what was
+published, each cell on the scale it was printed on and, marked as derived, on the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from marl_flow.benchmarks import scores, suite
+from marl_flow.benchmarks.figures import plot
+from marl_flow.benchmarks.results import Row, beats, label, rows, run_folders
+from marl_flow.interfaces import UserError
+
+log = logging.getLogger(__name__)
+
+MARKER = "report.json"
+"""Lists a report's files; a folder that holds it may be replaced by the next report."""
+
+
+def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
+    """A row as the columns of results.csv: returns raw, latencies in milliseconds."""
+    first, (low, high) = row.first, row.interval
+    return {
+        "dataset": first.dataset_id,
+        "task": first.task_id,
+        "algorithm": first.algorithm,
+        "preset": first.preset,
+        "config_digest": first.config_digest,
+        "execution": first.execution,
+        "k": first.num_sampling_steps,
+        "return": row.mean,
+        "return_low": low,
+        "return_high": high,
+        "return_iqm": float(scores.interquartile_mean(row.returns)),
+        "score": row.score(row.mean),
+        "score_low": row.score(low),
+        "score_high": row.score(high),
+        "beats_bc": beats(row, others),
+        "training_seeds": len(row.training_seeds),
+        "episodes": len(first.seeds),
+        "updates": first.update,
+        "target_rule": first.target_rule,
+        "target_return": first.target_return,
+        "gate_scale": first.gate_scale,
+        "network_passes": first.network_passes,
+        "latency_ms_p50": row.latency_ms[0],
+        "latency_ms_p95": row.latency_ms[1],
+        "protocol": first.protocol,
+        "device": first.device,
+        "model": first.model,
+    }
+
+
+def published_record(row: suite.PublishedRow) -> dict[str, Any]:
+    """A published cell as the columns of published.csv: both scales, and which of them was printed."""
+    columns: dict[str, Any] = {"dataset": row.dataset, "method": row.method, "source": row.source}
+    for scale, name in (("raw", "return"), ("normalized", "score")):
+        value = row.on_scale("raw" if scale == "raw" else "normalized")
+        columns[name], columns[f"{name}_spread"] = value or (None, None)
+        columns[f"{name}_is"] = None if value is None else "printed" if scale == row.scale else "derived"
+    return {**columns, "spread_kind": row.spread_kind, "note": row.note}
+
+
+def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as CSV with a header; empty cells where a value is None."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in one.items()} for one in records
+    )
+    return stream.getvalue()
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """A Markdown table; columns named in `right` are aligned to the right."""
+    numeric = set(right)
+    rule = ["---:" if index in numeric else "---" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
+
+
+def dataset_section(dataset_id: str, among: Sequence[Row]) -> str:
+    """Markdown of one dataset: what was measured on it here."""
+    header = [
+        *("Method", "Exec.", "k", "Return [95 %]", "Score [95 %]", "Beats bc", "Training seeds", "Episodes", "Updates"),
+        *("Target return", "Passes", "Latency p50 / p95, ms", "Protocol"),
+    ]
+    body = []
+    for row in among:
+        first, one = row.first, record(row, among)
+        score = "-" if one["score"] is None else interval_text(one["score"], one["score_low"], one["score_high"])
+        target = "-" if first.target_return is None else f"{first.target_return:.1f} ({first.target_rule})"
+        body.append(
+            [
+                label(row, among),
+                first.execution[0].upper(),
+                str(first.num_sampling_steps or "-"),
+                interval_text(row.mean, *row.interval),
+                score,
+                "-" if one["beats_bc"] is None else f"{one['beats_bc']:.2f}",
+                str(len(row.training_seeds)),
+                str(len(first.seeds)),
+                str(first.update),
+                target,
+                str(first.network_passes),
+                f"{row.latency_ms[0]:.2f} / {row.latency_ms[1]:.2f}",
+                first.protocol,
+            ]
+        )
+    reference = among[0].reference
+    scale = "No reference returns are published for this task, so there is no score."
+    if reference is not None:
+        scale = (
+            f"Score 0 is a return of {reference.random:g} (random), score 100 is {reference.expert:g} (expert data)."
+        )
+    machines = sorted({f"{row.first.device}" for row in among})
+    lines = [
+        f"## {dataset_id}",
+        f"Task {among[0].first.task_id}. {scale} Latency: one joint decision at batch 1 on {', '.join(machines)}.",
+        table(header, body, range(2, 9)),
+    ]
+    return "\n\n".join(lines)
+
+
+def published_section(dataset: str) -> str:
+    """Markdown of what was published for suite/task/quality, on both scales, derived figures in italics."""
+    body = []
+    for row in suite.published():
+        if row.dataset != dataset:
+            continue
+        cells = []
+        for scale in ("raw", "normalized"):
+            value = row.on_scale(scale)
+            text = "-" if value is None else f"{value[0]:.1f}" + ("" if value[1] is None else f" ± {value[1]:.1f}")
+            cells.append(text if value is None or scale == row.scale else f"*{text}*")
+        body.append([row.method, *cells, row.scale, row.spread_kind, suite.SOURCES[row.source], row.note])
+    header = ["Published method", "Return", "Score", "Printed as", "± is", "Source", "Note"]
+    return table(header, body, (1, 2)) if body else ""
+
+
+def interval_text(middle: float, low: float, high: float) -> str:
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def sources(all_rows: Sequence[Row]) -> str:
+    """Markdown of the run folders behind the rows, one line for all step counts of a method."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for row in all_rows:
+        first = row.first
+        folders = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in row.folders)
+        key = (first.dataset_id, label(row, all_rows), first.execution[0].upper(), first.config_digest, folders)
+        lines.setdefault(key, []).append(str(first.num_sampling_steps or "-"))
+    body = [[*key[:3], ", ".join(steps), *key[3:]] for key, steps in lines.items()]
+    return table(["Dataset", "Method", "Exec.", "k", "Config digest", "Run folders"], body)
+
+
+def summary(all_rows: Sequence[Row]) -> str:
+    """The table in short, for a terminal."""
+    lines = []
+    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
+        here = [row for row in all_rows if row.first.dataset_id == dataset_id]
+        width = max(len(label(row, here)) for row in here)
+        lines += [dataset_id, f"  {'method':<{width}}  exec.   k  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
+        for row in here:
+            one = record(row, here)
+            score = "-"
+            if one["score"] is not None:
+                score = interval_text(one["score"], one["score_low"], one["score_high"])
+            lines.append(
+                f"  {label(row, here):<{width}}  {row.first.execution[0].upper():<5}  "
+                f"{row.first.num_sampling_steps or '-':>2}  {interval_text(row.mean, *row.interval):>22}  {score:>21}  "
+                f"{row.latency_ms[0]:.2f}"
+            )
+    return "\n".join(lines)
+
+
+def markdown(
+    all_rows: Sequence[Row], plots: Mapping[str, str], rollouts: Mapping[str, Sequence[tuple[str, str]]]
+) -> str:
+    """The whole report. plots: dataset id -> file; rollouts: dataset id -> (title, file)."""
+    parts = [
+        "# Results",
+        "Every number is the mean team return over evaluation episodes (and training seeds, where there are several), "
+        "with a 95 % bootstrap interval over both; evaluation seeds are shared by all methods, step counts and "
+        "executions. With one training seed the interval says nothing about the luck of training. Exec.: C "
+        "centralized, D decentralized. k: sampling steps. Beats bc: probability of a higher return than bc on the same "
+        "evaluation seed. Passes: forward passes of the largest network in one joint decision.",
+    ]
+    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
+        here = [row for row in all_rows if row.first.dataset_id == dataset_id]
+        parts.append(dataset_section(dataset_id, here))
+        if dataset_id in plots:
+            parts.append(f"![Return against sampling steps on {dataset_id}]({plots[dataset_id]})")
+        if rollouts.get(dataset_id):
+            header = [title for title, _ in rollouts[dataset_id]]
+            parts.append(table(header, [[f"![{title}]({file})" for title, file in rollouts[dataset_id]]]))
+        published = published_section(here[0].dataset)
+        if published:
+            parts.append(
+                f"Published for {here[0].dataset}, on the authors' data and with their protocols (CoFlow's page picks "
+                "the best checkpoint). Each figure stands on the scale it was printed on; *italics* are derived from "
+                "it with the reference returns above."
+            )
+            parts.append(published)
+    if any(row.first.task_id.startswith("mpe/") for row in all_rows):
+        averages = suite.published_averages("mpe", "normalized")
+        body = [
+            [method, f"{score:.1f}", suite.SOURCES[source]]
+            for (method, source), score in sorted(averages.items(), key=lambda item: -item[1])
+        ]
+        parts.append("## Published averages over the 12 MPE datasets, all as scores")
+        parts.append(table(["Published method", "Mean score", "Source"], body, [1]))
+    parts.append("## Where each row comes from")
+    parts.append(sources(all_rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
+def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[Row]]:
+    """Writes the report of all runs at or below `paths` into the folder `out`; returns its report.md and its rows.
+
+    The folder is made beside `out` and moved there when it is whole; an interrupted report leaves the former one.
+    """
+    folders = run_folders(paths)
+    all_rows = rows(folders)
+    if not all_rows:
+        raise UserError(f"the results files of {', '.join(map(str, folders))} are empty; evaluate a run first")
+    out = out.resolve()
+    _refuse_foreign(out, folders)
+    former = out.with_name(f".{out.name}.former")
+    if former.exists() and not out.exists():  # a report stopped between its two moves
+        former.rename(out)
+    fresh = out.with_name(f".{out.name}.fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write a report at {out}: {error.strerror}; choose another folder with --out"
+        ) from error
+    _fill(fresh, folders, all_rows)
+    shutil.rmtree(former, ignore_errors=True)
+    if out.exists():
+        out.rename(former)
+    fresh.rename(out)
+    shutil.rmtree(former, ignore_errors=True)
+    return out / "report.md", all_rows
+
+
+def _refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
+    if any(out == folder or out in folder.parents for folder in folders):
+        raise UserError(f"{out} holds the runs that are reported; choose another folder with --out")
+    if out.exists() and not (out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and is not a report; choose another folder with --out, or move it away")
+
+
+def _fill(folder: Path, runs: Sequence[Path], all_rows: Sequence[Row]) -> None:
+    plots = {}
+    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
+        plots[dataset_id] = f"return_against_k_{slug(dataset_id)}.png"
+        plot([row for row in all_rows if row.first.dataset_id == dataset_id], folder / plots[dataset_id])
+    rollouts: dict[str, list[tuple[str, str]]] = {}
+    for index, run in enumerate(runs):
+        inside = [row for row in all_rows if run in row.folders]
+        if not inside:  # evaluated again elsewhere: none of its results count
+            continue
+        for source in sorted(run.glob("rollout_*.gif")):
+            name = f"rollouts/{index:03d}_{slug(run.name)}_{source.name.removeprefix('rollout_')}"
+            (folder / "rollouts").mkdir(exist_ok=True)
+            shutil.copyfile(source, folder / name)
+            title = f"{run.name}: {source.stem.removeprefix('rollout_')}"
+            rollouts.setdefault(inside[0].first.dataset_id, []).append((title, name))
+    (folder / "results.csv").write_text(csv_text([record(row, all_rows) for row in all_rows]), encoding="utf-8")
+    wanted = {row.dataset for row in all_rows}
+    published = [published_record(row) for row in suite.published() if row.dataset in wanted]
+    if published:
+        (folder / "published.csv").write_text(csv_text(published), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(all_rows, plots, rollouts), encoding="utf-8")
+    listed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    (folder / MARKER).write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")

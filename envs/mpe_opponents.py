@@ -1,0 +1,166 @@
+"""Who may play the prey of tag and world: a scripted evader, and the trained network that OMAR published.
+
+Both are `Policy` objects without memory or chance: actions [E, 1, 2] depend on the observations [E, 1, O] alone, row by
+row. The prey sees its velocity (2), its position (2), every landmark and then the three predators relative to itself
+(2 each), and in world two in-forest flags.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from marl_flow.interfaces import UserError
+
+
+class FleeingPrey:
+    """Runs where the predators will be farthest, short of the border and round the obstacles.
+
+    Sixteen directions are judged by the place they lead to, LOOK_AHEAD away: the sum over predators of
+    1 / (d^2 + 0.01), plus PRICE times the depth beyond BORDER and within SKIRT of an obstacle's centre. Only a prey
+    that is pushed leaves the arena.
+
+    `effort` is the length of the action, so how hard it is to catch: at the default, predators that head for where the
+    prey will be in 0.3 s earn 200 in tag and 97 in world (181 and 97 from OMAR's prey); at 1, 7 and 1.
+    """
+
+    network_passes = 0
+
+    LOOK_AHEAD = 0.3
+    BORDER = 0.9
+    SKIRT = 0.3  # an obstacle's radius 0.2, the prey's 0.05 and some room
+    PRICE = 100.0
+    DIRECTIONS = 16
+
+    def __init__(
+        self, *, num_obstacles: int, num_landmarks: int, effort: float = 0.1, device: torch.device | str = "cpu"
+    ) -> None:
+        """The first num_obstacles of num_landmarks seen are solid; the others are ignored."""
+        if not 0.0 < effort <= 1.0:
+            raise UserError(f"FleeingPrey: expected an effort above 0 and up to 1, got {effort}")
+        angles = torch.arange(self.DIRECTIONS, dtype=torch.float64) * (2.0 * math.pi / self.DIRECTIONS)
+        self._headings = torch.stack([angles.cos(), angles.sin()]).to(device)  # [2, D]
+        self.num_obstacles, self.num_landmarks, self.effort = num_obstacles, num_landmarks, effort
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None:
+        """Nothing is remembered."""
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        first_predator = 4 + 2 * self.num_landmarks
+        end = first_predator + 6
+        if observations.ndim != 3 or observations.shape[1] != 1 or observations.shape[2] < end:
+            raise UserError(
+                f"a prey among {self.num_landmarks} landmarks expects observations [E, 1, {end} or more], "
+                f"got {tuple(observations.shape)}"
+            )
+        rows = observations[:, 0].t()  # [O, E]
+        headings = self._headings.to(rows.dtype)
+        places = self.LOOK_AHEAD * headings[:, :, None]  # [2, D, 1]
+        beyond = (rows[2:4, None] + places).abs_().sub_(self.BORDER).clamp_(min=0.0).sum(0)
+        threat = _squared_distances(rows[first_predator:end], places).add_(0.01).reciprocal_().sum(0)
+        depth = self.SKIRT - _squared_distances(rows[4 : 4 + 2 * self.num_obstacles], places).sqrt_()
+        beyond += depth.clamp_(min=0.0).sum(0)
+        best = threat.add_(beyond, alpha=self.PRICE).argmin(0)  # [E]
+        return (self.effort * headings).t()[best][:, None]
+
+
+def _squared_distances(offsets: Tensor, places: Tensor) -> Tensor:
+    """[K, D, E] from places [2, D, 1] to K entities at offsets [2 K, E]."""
+    apart = offsets.view(-1, 2, 1, offsets.shape[-1]) - places
+    return apart.mul_(apart).sum(1)
+
+
+class NetworkPrey:
+    """OMAR's prey: batch norm with running statistics, two hidden layers of ReLU, tanh or nothing, clamp to [-1, 1].
+
+    `output` is "clamp" as in the evaluations of MADiff and CoFlow, or "tanh" as in OMAR's own code
+    (`ling-pan/OMAR: utils/networks.py`). It computes in float32 whatever the simulator's precision, and keeps the batch
+    norm as a layer: folded into the first one it would differ from the reference in the last bits.
+    """
+
+    network_passes = 1
+
+    def __init__(
+        self,
+        weights: dict[str, Tensor],
+        *,
+        output: Literal["clamp", "tanh"] = "clamp",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """weights: the state dict of the policy, keys in_fn.{weight,bias,running_mean,running_var}, fc{1,2,3}.*."""
+        if output not in ("clamp", "tanh"):
+            raise UserError(f"NetworkPrey: expected output 'clamp' or 'tanh', got {output!r}")
+        seen, hidden = _widths(weights)
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {f"in_fn.{name}": (seen,) for name in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {"fc1.weight": (hidden, seen), "fc2.weight": (hidden, hidden), "fc3.weight": (2, hidden)}
+        shapes |= {"fc1.bias": (hidden,), "fc2.bias": (hidden,), "fc3.bias": (2,)}
+        for name, shape in shapes.items():
+            value = weights.get(name)
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+                found = tuple(value.shape) if isinstance(value, Tensor) else value
+                raise UserError(f"NetworkPrey: expected finite weights {name} of shape {shape}, got {found}")
+        self.output = output
+        self.observation_size = seen
+        self._weights = {name: weights[name].detach().to(device=device, dtype=torch.float32) for name in shapes}
+
+    @classmethod
+    def from_omar(
+        cls, path: Path | str, *, output: Literal["clamp", "tanh"] = "clamp", device: torch.device | str = "cpu"
+    ) -> NetworkPrey:
+        """The prey in a `pretrained_adv_model.pt`: the last of its agents. The file is read without running code."""
+        path = Path(path)
+        advice = "expected the pretrained_adv_model.pt of OMAR's simple_tag or simple_world"
+        try:
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such file; {advice}") from error
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path}: cannot be read as a torch file of plain weights ({error}); {advice}") from error
+        try:
+            weights = content["agent_params"][-1]["policy"]
+        except (KeyError, IndexError, TypeError) as error:
+            found = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise UserError(f"{path}: has no agent_params[-1]['policy'], found {found}; {advice}") from error
+        try:
+            return cls(weights, output=output, device=device)
+        except UserError as error:
+            raise UserError(f"{path}: {error}; {advice}") from error
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None:
+        """Nothing is remembered."""
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        if observations.shape[1:] != (1, self.observation_size):
+            raise UserError(
+                f"this prey was trained on observations [E, 1, {self.observation_size}], got "
+                f"{tuple(observations.shape)}: the weights belong to another task"
+            )
+        part = self._weights
+        hidden = F.batch_norm(
+            observations[:, 0].float(),
+            part["in_fn.running_mean"],
+            part["in_fn.running_var"],
+            part["in_fn.weight"],
+            part["in_fn.bias"],
+        )
+        hidden = F.linear(hidden, part["fc1.weight"], part["fc1.bias"]).relu_()
+        hidden = F.linear(hidden, part["fc2.weight"], part["fc2.bias"]).relu_()
+        drive = F.linear(hidden, part["fc3.weight"], part["fc3.bias"])
+        if self.output == "tanh":
+            drive = drive.tanh_()
+        return drive.clamp_(-1.0, 1.0).to(observations.dtype)[:, None]
+
+
+def _widths(weights: Any) -> tuple[int, int]:
+    """Sizes of the observation and of the hidden layers, read off the first layer."""
+    first = weights.get("fc1.weight") if isinstance(weights, dict) else None
+    if not isinstance(first, Tensor) or first.ndim != 2:
+        raise UserError("NetworkPrey: expected a state dict with a matrix fc1.weight")
+    return first.shape[1], first.shape[0]

@@ -1,0 +1,299 @@
+"""One safetensors file per checkpoint: everything training continues from, and the JSON that says what it is.
+
+    algorithm/...   the algorithm's complete state      normalizer/...   its normalisers
+    generator/...   states of the named generators      metadata         `Header` as JSON, and a digest of the tensors
+
+A checkpoint is written under a temporary name and renamed, so that a file with its final name is always whole. Nothing
+here pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from marl_flow import seeding
+from marl_flow.config import from_json
+from marl_flow.interfaces import Algorithm, TaskSpec, UserError
+from marl_flow.normalize import Normalizers
+from marl_flow.run_folder import CONFIG, RunRecord, write_atomically
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+_NAME = re.compile(r"update_(\d{8,})\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a checkpoint says of itself. `seconds` is the time spent so far, by use."""
+
+    run: RunRecord
+    update: int
+    seconds: dict
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A header and flat tensors on the CPU."""
+
+    header: Header
+    algorithm: Mapping[str, Tensor]
+    normalizers: Mapping[str, Tensor]
+    generators: Mapping[str, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor under the name it has in the file, as a copy in memory of its own."""
+        parts = {"algorithm": self.algorithm, "normalizer": self.normalizers, "generator": self.generators}
+        return {
+            f"{part}/{name}": value.detach().to("cpu", copy=True).contiguous()
+            for part, values in parts.items()
+            for name, value in values.items()
+        }
+
+
+# Writing
+
+
+def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Path of the written checkpoint; afterwards only the newest `keep` are left."""
+    folder = run_folder / FOLDER
+    path = folder / f"update_{checkpoint.header.update:08d}.safetensors"
+    tensors = checkpoint.tensors()
+    record = {"format_version": FORMAT_VERSION, "digest": _digest(tensors), "header": asdict(checkpoint.header)}
+    data = to_bytes(tensors, metadata={"marl_flow": json.dumps(record, allow_nan=False)})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        existing = _paths(run_folder)
+        last = f"the last good checkpoint is {existing[-1]}" if existing else "there is no earlier checkpoint"
+        raise UserError(
+            f"could not write {path} ({error.strerror}): need {len(data) / 1e6:.1f} MB, found {_free(run_folder)}; "
+            f"free space or choose another --out; {last}"
+        ) from error
+    for old in _paths(run_folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    except OSError as error:
+        return f"no way to tell what is free ({error.strerror})"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes of all tensors."""
+    result = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        result.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        result.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+# Reading
+
+
+def _paths(run_folder: Path) -> list[Path]:
+    """Checkpoints by rising update. Half-written files do not carry such a name."""
+    found = [(int(match[1]), path) for path in (run_folder / FOLDER).glob("*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def latest(run_folder: Path) -> Path | None:
+    """The newest checkpoint whose header and length are whole; None in a run that has written none."""
+    for path in reversed(_paths(run_folder)):
+        try:
+            read_header(path)
+        except UserError as error:
+            log.warning("passing over a damaged checkpoint: %s", error)
+        else:
+            return path
+    return None
+
+
+def read_header(path: Path) -> Header:
+    """What the file says of itself, without reading its tensors."""
+    with _opened(path) as file:
+        return _header(path, file.metadata())[0]
+
+
+def load(path: Path) -> Checkpoint:
+    """The whole file, checked against its digest."""
+    with _opened(path) as file:
+        header, digest = _header(path, file.metadata())
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    if _digest(tensors) != digest:
+        raise UserError(
+            f"{path} is damaged: expected tensors with digest {digest[:16]}, found {_digest(tensors)[:16]}; delete it "
+            "and continue from an earlier checkpoint"
+        )
+    parts: dict[str, dict[str, Tensor]] = {"algorithm": {}, "normalizer": {}, "generator": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = value
+    return Checkpoint(
+        header=header, algorithm=parts["algorithm"], normalizers=parts["normalizer"], generators=parts["generator"]
+    )
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError as error:
+        raise UserError(f"expected a checkpoint at {path}, found no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: expected a whole safetensors file, found {error}; it was cut short or is not a "
+            "checkpoint; delete it and continue from an earlier one"
+        ) from error
+
+
+def _header(path: Path, metadata: Mapping[str, str] | None) -> tuple[Header, str]:
+    if not metadata or "marl_flow" not in metadata:
+        raise UserError(f"{path} is not a checkpoint of marl_flow: expected its header, found {sorted(metadata or {})}")
+    record = json.loads(metadata["marl_flow"])
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: expected checkpoint format {FORMAT_VERSION}, found {version}; read it with the version of "
+            "marl_flow that wrote it, or train anew"
+        )
+    header = record["header"]
+    return from_json(Header, {**header, "run": from_json(RunRecord, header["run"])}), record["digest"]
+
+
+def load_algorithm(
+    path: Path, find: Callable[[str], type[Algorithm]], *, device: torch.device
+) -> tuple[Algorithm, Header]:
+    """The trained algorithm of a checkpoint file, or of a run folder's newest, and what the file says of itself.
+
+    `find` maps a name to its class (`baselines.get`).
+    """
+    file = latest(path) if path.is_dir() else path
+    if file is None:
+        raise UserError(f"{path} holds no checkpoint that can be read; train first, or name a checkpoint file")
+    loaded = load(file)
+    return restore(loaded, find(loaded.header.run.algorithm), file, device=device), loaded.header
+
+
+def restore(loaded: Checkpoint, algorithm: type[Algorithm], file: Path, *, device: torch.device) -> Algorithm:
+    """An instance that holds the checkpoint's state; `file` is named in errors."""
+    run = loaded.header.run
+    if algorithm.name != run.algorithm:
+        raise UserError(f"{file}: expected a checkpoint of {algorithm.name}, found one of {run.algorithm}")
+    try:
+        config = from_json(type(next(iter(algorithm.presets.values()))), run.config)
+        instance = algorithm.build(
+            config,
+            TaskSpec.from_json(run.task),
+            Normalizers.from_state_dict(loaded.normalizers),
+            device=device,
+            generator=seeding.generator(run.training["seed"], "weights"),
+        )
+        instance.load_state_dict(loaded.algorithm)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} does not fit this version of {algorithm.name}: {error}; read it with the version that wrote it "
+            f"({CONFIG} of its run names the commit), or train anew"
+        ) from error
+    return instance
+
+
+# Optimisers
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flat tensors of an optimiser: `state/<parameter>/<name>`, and `group/<index>/lr`, which schedules move.
+
+    Other options of the groups belong to the config that built the optimiser and are not stored.
+    """
+    record = optimizer.state_dict()
+    packed = {
+        f"state/{parameter}/{name}": torch.as_tensor(value)
+        for parameter, values in record["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+    rates = {
+        f"group/{i}/lr": torch.as_tensor(group["lr"], dtype=torch.float64)
+        for i, group in enumerate(record["param_groups"])
+    }
+    return packed | rates
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
+    """Puts a packed state into an optimiser of the same parameters; anything missing, unknown or misshapen raises.
+
+    A parameter without any state never had a gradient; the others must all carry the same entries.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    rates = {f"group/{i}/lr" for i in range(len(groups))}
+    state: dict[int, dict[str, Tensor]] = {}
+    unknown = []
+    for key, value in packed.items():
+        match = re.fullmatch(r"state/(\d+)/(\w+)", key)
+        if match and int(match[1]) < len(parameters):
+            state.setdefault(int(match[1]), {})[match[2]] = value.clone()
+        elif key not in rates:
+            unknown.append(key)
+    missing = sorted(rates - set(packed))
+    entries = {name for values in state.values() for name in values}
+    for index, values in state.items():
+        missing += [f"state/{index}/{name}" for name in sorted(entries - set(values))]
+        for name, value in values.items():
+            if value.dim() and value.shape != parameters[index].shape:
+                raise ValueError(
+                    f"optimiser state/{index}/{name}: expected {list(parameters[index].shape)}, "
+                    f"found {list(value.shape)}"
+                )
+    if unknown or missing:
+        raise ValueError(f"optimiser state of {len(parameters)} parameters: missing {missing}, unknown {unknown}")
+    rates_by_group = [{**group, "lr": float(packed[f"group/{i}/lr"])} for i, group in enumerate(groups)]
+    optimizer.load_state_dict({"state": state, "param_groups": rates_by_group})
+
+
+Stateful = Mapping[str, nn.Module | torch.optim.Optimizer]
+
+
+def pack_state(parts: Stateful, updates_done: int) -> dict[str, Tensor]:
+    """Flat tensors `part/name` of named modules and optimisers, and `updates_done`."""
+    state = {"updates_done": torch.tensor(updates_done)}
+    for part, item in parts.items():
+        values = item.state_dict() if isinstance(item, nn.Module) else pack_optimizer(item)
+        state |= {f"{part}/{name}": value for name, value in values.items()}
+    return state
+
+
+def unpack_state(parts: Stateful, state: Mapping[str, Tensor]) -> int:
+    """Puts a packed state back, strictly, and returns `updates_done`."""
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    for key, value in state.items():
+        part, _, name = key.partition("/")
+        if part in found:
+            found[part][name] = value
+        elif key != "updates_done":
+            raise ValueError(f"unknown entry {key!r}, expected updates_done and {', '.join(parts)}")
+    for part, item in parts.items():
+        if isinstance(item, nn.Module):
+            item.load_state_dict(found[part])
+        else:
+            unpack_optimizer(item, found[part])
+    return int(state["updates_done"])

@@ -1,0 +1,169 @@
+"""What this machine has, what is wrong with it, and what to do: the findings behind `marl-flow doctor`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+LEAST_FREE_GIB = 2.0
+"""Below this much free disk a build of datasets or a long run is likely to fail."""
+
+OPTIONAL = {  # import name -> (what it is for, how to get it)
+    "mpe2": ("cross-checks of the particle tasks against MPE2", 'pip install "mpe2>=1.1"'),
+    "mujoco": ("MA-MuJoCo tasks", "pip install mujoco"),
+    "smacv2": ("the real StarCraft II game", "see github.com/oxwhirl/smacv2; it also needs StarCraft II itself"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing looked at. A problem says how to mend it, in `todo` or at the end of what was found."""
+
+    level: Literal["ok", "absent", "problem"]
+    subject: str
+    found: str
+    todo: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Every check, in reading order; none of them changes anything."""
+    yield Finding(level="ok", subject="python", found=f"{platform.python_version()} at {sys.executable}")
+    yield from _libraries()
+    yield from _devices()
+    yield from _data()
+    yield from _optional()
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 2.13.0+cpu is (2, 13, 0)."""
+    match = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, match.group().split("."))) if match else ()
+
+
+def library(requirement: str, tested: dict[str, str]) -> Finding | None:
+    """A finding about one requirement `name>=version`; None when the line is for an extra."""
+    match = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([\w.]+))?", requirement)
+    if match is None:
+        return None
+    name, least = match.group(1), match.group(2) or "0"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        todo = f'pip install "{requirement}"'
+        return Finding(level="problem", subject=name, found="not installed", todo=todo)
+    if release(version) < release(least):
+        todo = f'pip install --upgrade "{requirement}"'
+        return Finding(level="problem", subject=name, found=f"{version}, older than {least}", todo=todo)
+    checked = tested.get(name.lower())
+    same = checked is None or release(version) == release(checked)
+    return Finding(level="ok", subject=name, found=version if same else f"{version} (the tests ran with {checked})")
+
+
+def _libraries() -> Iterator[Finding]:
+    constraints = Path(__file__).resolve().parents[1] / "constraints.txt"  # beside a checkout, not in a wheel
+    tested: dict[str, str] = {}
+    if constraints.is_file():
+        lines = constraints.read_text(encoding="utf-8").splitlines()
+        tested = {name.lower(): version for name, _, version in (line.partition("==") for line in lines)}
+    for requirement in importlib.metadata.requires("marl_flow") or []:
+        finding = library(requirement, tested)
+        if finding is not None:
+            yield finding
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = torch.get_num_threads()
+    yield Finding(level="ok", subject="cpu", found=f"{cores} cores, torch uses {threads} threads")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            memory = properties.total_memory / 2**30
+            yield Finding(level="ok", subject=f"cuda:{index}", found=f"{properties.name}, {memory:.0f} GiB")
+    elif torch.version.cuda is not None:
+        todo = "check the driver with nvidia-smi; everything also runs with --device cpu"
+        found = f"torch is built for CUDA {torch.version.cuda} but sees no device"
+        yield Finding(level="absent", subject="cuda", found=found, todo=todo)
+    else:
+        yield Finding(level="absent", subject="cuda", found="torch is a CPU build; everything runs with --device cpu")
+
+
+def _data() -> Iterator[Finding]:
+    from marl_flow.datasets import catalog, native
+    from marl_flow.datasets.store import open_store
+    from marl_flow.interfaces import UserError
+
+    root = catalog.data_root()
+    place = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(place).free / 2**30
+    found = f"{root}, {free:.1f} GiB free"
+    change = "set MARL_FLOW_DATA to another folder"
+    if not os.access(place, os.W_OK):
+        yield Finding(level="problem", subject="data root", found=f"{root} cannot be written", todo=change)
+    elif free < LEAST_FREE_GIB:
+        yield Finding(level="problem", subject="data root", found=found, todo=f"free some space, or {change}")
+    else:
+        yield Finding(level="ok", subject="data root", found=found)
+    policies: dict[str, str | None] = {}
+    for task_id, finding in _policies():
+        path = native.behaviour_file(task_id)
+        policies[task_id] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        yield finding
+    for entry in catalog.CATALOG.values():
+        name = str(entry.dataset_id)
+        folder = catalog.folder_of(name)
+        if not folder.exists():
+            yield Finding(level="absent", subject=name, found="not built; training builds it on first use")
+            continue
+        try:
+            store = open_store(folder, verify=False, dataset_id=name)
+        except UserError as error:
+            todo = f"marl-flow data build {name} --force"
+            yield Finding(level="problem", subject=name, found=str(error), todo=todo)
+            continue
+        made_with, shipped = store.provenance.get("policy_sha256"), policies.get(entry.dataset_id.task_id)
+        if made_with is not None and shipped is not None and made_with != shipped:
+            found = "built from other behaviour policies than this version ships"
+            todo = f"marl-flow data build {name} --force; runs trained on it stay what they are"
+            yield Finding(level="problem", subject=name, found=found, todo=todo)
+        else:
+            yield Finding(level="ok", subject=name, found=f"{store.num_episodes:,} episodes")
+
+
+def _policies() -> Iterator[tuple[str, Finding]]:
+    """Task and finding of each shipped file of behaviour policies; every quality in it must be readable."""
+    from marl_flow.datasets import catalog, native
+    from marl_flow.interfaces import UserError
+
+    names = [catalog.parse(name) for name in native.RECIPES]
+    for task_id in dict.fromkeys(name.task_id for name in names):
+        path, subject = native.behaviour_file(task_id), f"policies of {task_id}"
+        try:
+            for name in names:
+                if name.task_id == task_id and name.quality != "random":  # uniform actions, no network
+                    native.read_stack(path, name.quality)
+        except UserError as error:
+            yield task_id, Finding(level="problem", subject=subject, found=str(error))
+        else:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            yield task_id, Finding(level="ok", subject=subject, found=f"sha256 {digest[:16]}")
+
+
+def _optional() -> Iterator[Finding]:
+    for name, (purpose, how) in OPTIONAL.items():
+        if importlib.util.find_spec(name) is None:
+            yield Finding(level="absent", subject=name, found=f"not installed; it is for {purpose}", todo=how)
+        else:
+            yield Finding(level="ok", subject=name, found=f"{importlib.metadata.version(name)}, for {purpose}")

@@ -1,0 +1,273 @@
+"""Evaluation: every episode of every way of acting, stepped together; then the time one decision takes.
+
+Paired by design: all requests play the same seeds, and the noise a policy draws depends on the block of episodes it
+plays, not on the request, so that two step counts or two methods differ by what they do and by nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from marl_flow import seeding
+from marl_flow.checkpoint import Header
+from marl_flow.interfaces import Acting, Algorithm, EvaluationResult, Policy, TaskSpec, TimeStep, UserError, VectorEnv
+
+MakeEnv = Callable[[int], VectorEnv]
+"""Number of rows -> environment; the rows play whatever seeds they are reset to."""
+
+BLOCK = 128
+"""Episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+
+
+def evaluation_seeds(episodes: int) -> tuple[int, ...]:
+    """The environment seeds every method is evaluated on."""
+    if episodes < 1:
+        raise UserError(f"expected at least one evaluation episode, got {episodes}")
+    return seeding.environment_seeds("evaluate", 0, episodes)
+
+
+def evaluate(
+    algorithm: Algorithm,
+    header: Header,
+    make_env: MakeEnv,
+    requests: Sequence[Acting],
+    *,
+    seeds: Sequence[int],
+    protocol: str = "last checkpoint",
+    target_rule: str = "none",
+    noise_seed: int = 0,
+    max_rows: int = 4096,
+    latency_calls: int = 50,
+) -> list[EvaluationResult]:
+    """One result per request, over one episode per seed.
+
+    `header` says which checkpoint the algorithm is; `target_rule` how the requests' target returns were chosen, e.g.
+    "quantile 0.9 of start returns = 512.3". At most max(max_rows, BLOCK) episodes are held at once; how many changes
+    no result.
+    """
+    single = make_env(1)
+    require_same_task(algorithm.spec, single.spec)
+    policies = [algorithm.policy(request) for request in requests]  # refuses impossible requests before anything runs
+    episodes = play(algorithm, make_env, requests, seeds, noise_seed=noise_seed, max_rows=max_rows)
+    device, model = machine(algorithm)
+    results = []
+    for request, policy, played in zip(requests, policies, episodes, strict=True):
+        noise = seeding.generator(noise_seed, "latency")
+        p50, p95 = decision_latency(policy, single, seeds, noise, calls=latency_calls)
+        results.append(
+            EvaluationResult(
+                task_id=algorithm.spec.task_id,
+                dataset_id=header.run.dataset_id,
+                algorithm=header.run.algorithm,
+                preset=header.run.preset,
+                config_digest=header.run.config_digest,
+                training_seed=header.run.training["seed"],
+                update=header.update,
+                protocol=protocol,
+                execution=request.execution,
+                num_sampling_steps=request.num_sampling_steps,
+                target_return=request.target_return,
+                target_rule="none" if request.target_return is None else target_rule,
+                seeds=tuple(seeds),
+                agent_returns=tuple(map(tuple, played.agent_returns.tolist())),
+                team_returns=tuple(algorithm.spec.team_return(played.agent_returns).tolist()),
+                lengths=tuple(played.lengths.tolist()),
+                won=None if played.won is None else tuple(played.won.tolist()),
+                network_passes=policy.network_passes,
+                latency_ms_p50=p50,
+                latency_ms_p95=p95,
+                device=device,
+                model=model,
+                gate_scale=request.gate_scale,
+            )
+        )
+    return results
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Episodes:
+    """K finished episodes, on the CPU: agent_returns [K, N] float64 undiscounted, lengths [K], won [K] bool or None."""
+
+    agent_returns: Tensor
+    lengths: Tensor
+    won: Tensor | None
+
+    @staticmethod
+    def joined(parts: Sequence[Episodes]) -> Episodes:
+        won = [part.won for part in parts if part.won is not None]
+        return Episodes(
+            agent_returns=torch.cat([part.agent_returns for part in parts]),
+            lengths=torch.cat([part.lengths for part in parts]),
+            won=torch.cat(won) if won else None,
+        )
+
+
+def play(
+    algorithm: Algorithm,
+    make_env: MakeEnv,
+    requests: Sequence[Acting],
+    seeds: Sequence[int],
+    *,
+    noise_seed: int = 0,
+    max_rows: int = 4096,
+) -> list[Episodes]:
+    """The episodes of each request, all requests in lockstep.
+
+    A unit is one request on one block of seeds, with a policy of its own; as many units as fit into `max_rows` share
+    one environment. Units are the same however they are shared out.
+    """
+    blocks = [tuple(seeds[start : start + BLOCK]) for start in range(0, len(seeds), BLOCK)]
+    units = [(which, number) for number in range(len(blocks)) for which in range(len(requests))]
+    parts: list[list[Episodes]] = [[] for _ in requests]
+    while units:
+        share = max(1, sum(np.cumsum([len(blocks[number]) for _, number in units]) <= max_rows))
+        taken, units = units[:share], units[share:]
+        sides = []
+        for which, number in taken:
+            policy = algorithm.policy(requests[which])
+            policy.reset(len(blocks[number]), seeding.generator(noise_seed, "acting", number))
+            sides.append((policy, blocks[number]))
+        env = make_env(sum(len(block) for _, block in sides))
+        for (which, _), episodes in zip(taken, play_together(env, sides), strict=True):
+            parts[which].append(episodes)
+    return [Episodes.joined(part) for part in parts]
+
+
+@torch.no_grad()
+def play_together(env: VectorEnv, sides: Sequence[tuple[Policy, Sequence[int]]]) -> list[Episodes]:
+    """Plays policies that were reset, each on its own rows and seeds, until every episode is over."""
+    bounds = np.cumsum([0, *(len(seeds) for _, seeds in sides)]).tolist()
+    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+    step = env.reset([seed for _, seeds in sides for seed in seeds])
+    running = ~step.finished
+    returns = torch.zeros(step.rewards.shape, dtype=torch.float64, device=running.device)
+    lengths = torch.zeros(running.shape, dtype=torch.int64, device=running.device)
+    won = None if step.won is None else step.won & running
+    actions: Tensor | None = None
+    for _ in range(env.spec.max_steps):
+        unfinished = torch.stack([running[span].any() for span in spans]).tolist()
+        if not any(unfinished):
+            break
+        chosen = [
+            _act(policy, step, span) if actions is None or unfinished[i] else actions[span]
+            for i, ((policy, _), span) in enumerate(zip(sides, spans, strict=True))
+        ]
+        actions = torch.cat(chosen)
+        _check_actions(env.spec, actions, step.action_mask, running)
+        step = env.step(actions)
+        returns += torch.where(running[:, None], step.rewards.double(), 0.0)
+        lengths += running
+        if won is not None and step.won is not None:
+            won = won | (step.won & running)
+        running = running & ~step.finished
+    if bool(running.any()):
+        raise ValueError(
+            f"{env.spec.task_id} breaks its contract: {int(running.sum())} of {len(running)} episodes go on after "
+            f"max_steps = {env.spec.max_steps}"
+        )
+    return [
+        Episodes(
+            agent_returns=returns[span].cpu(), lengths=lengths[span].cpu(), won=None if won is None else won[span].cpu()
+        )
+        for span in spans
+    ]
+
+
+def _act(policy: Policy, step: TimeStep, span: slice) -> Tensor:
+    mask = None if step.action_mask is None else step.action_mask[span]
+    return policy.act(step.observations[span], mask, step.rewards[span])
+
+
+def _check_actions(spec: TaskSpec, actions: Tensor, action_mask: Tensor | None, running: Tensor) -> None:
+    """Raises when a policy's actions in running rows are not finite or not legal: a bug, or weights gone bad."""
+    if not spec.action.is_discrete:
+        good = torch.isfinite(actions).flatten(1).all(-1)
+    elif action_mask is not None:
+        good = action_mask.gather(-1, actions.long()[..., None])[..., 0].all(-1)
+    else:
+        good = ((actions >= 0) & (actions < spec.action.size)).all(-1)
+    if bool((running & ~good).any()):
+        row = int((running & ~good).nonzero()[0])
+        raise UserError(
+            f"expected {'legal' if spec.action.is_discrete else 'finite'} actions in {spec.task_id}, found "
+            f"{actions[row].tolist()}; the weights are damaged or the policy is wrong; evaluate another checkpoint"
+        )
+
+
+@torch.no_grad()
+def decision_latency(
+    policy: Policy, env: VectorEnv, seeds: Sequence[int], generator: torch.Generator, *, calls: int, warm_up: int = 10
+) -> tuple[float, float]:
+    """Median and 95th percentile of the milliseconds of one joint decision, on observations of real episodes.
+
+    `env` has one row (batch 1). The first `warm_up` calls are not counted, the next `calls` are.
+    """
+    milliseconds: list[float] = []
+    episodes, step = itertools.cycle(seeds), None
+    for _ in range(warm_up + calls):
+        if step is None or bool(step.finished.all()):
+            step = env.reset([next(episodes)])
+            policy.reset(1, generator)
+        _wait()
+        start = time.perf_counter()
+        actions = policy.act(step.observations, step.action_mask, step.rewards)
+        _wait()
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+        step = env.step(actions)
+    p50, p95 = np.quantile(milliseconds[warm_up:], (0.5, 0.95)).tolist()
+    return p50, p95
+
+
+def _wait() -> None:
+    """Until every GPU that is in use is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.Generator) -> list[np.ndarray]:
+    """RGB pictures of one episode, before the first step and after every one, drawn by the environment's `render`."""
+    render = getattr(env, "render", None)
+    if render is None:
+        raise UserError(f"{env.spec.task_id} cannot be drawn: its environment has no `render`; leave the picture out")
+    step = env.reset([seed])
+    policy.reset(1, generator)
+    frames = [render(0)]
+    while not bool(step.finished.all()):
+        step = env.step(policy.act(step.observations, step.action_mask, step.rewards))
+        frames.append(render(0))
+    return frames
+
+
+def require_same_task(trained: TaskSpec, offered: TaskSpec) -> None:
+    """Raises unless the environment is the one the algorithm was trained for."""
+    before, after = trained.to_json(), offered.to_json()
+    found = [f"{name}: {before[name]} trained, {after[name]} here" for name in before if before[name] != after[name]]
+    if found:
+        raise UserError(
+            f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(found)}); "
+            "evaluate it on its own task"
+        )
+
+
+def machine(algorithm: Algorithm) -> tuple[str, str]:
+    """Device the networks are on, and what it is: names for a table of latencies."""
+    parameter = next((p for network in algorithm.networks for p in network.parameters()), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    if device.type == "cuda":
+        return "cuda", torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines: Iterator[str] = iter(Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines())
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return device.type, f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,163 @@
+"""A run folder: whose it is, what run it holds, and writing into it so that a kill leaves nothing half done.
+
+config.json     what the run is and what made it        metrics.jsonl, results.jsonl, tensorboard/   run_log.py
+lock            held by the process that trains         checkpoints/                                 checkpoint.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from marl_flow.config import from_json
+from marl_flow.interfaces import UserError
+
+CONFIG = "config.json"
+LOCK = "lock"
+MAY_CHANGE = frozenset(
+    f"training.{name}" for name in ("updates", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
+)
+"""What may differ when a run is continued, because no weight depends on it."""
+_TEMPORARY = ".writing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run is: enough to repeat it. Dictionaries hold the JSON forms of the dataclasses they are named after."""
+
+    algorithm: str
+    preset: str
+    config: dict
+    config_digest: str
+    task: dict
+    dataset_id: str
+    dataset_digest: str
+    training: dict
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Makes the run folder this process's own inside the block; the kernel releases it however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: expected a folder that can be written, found {error.strerror} ({error.filename}); choose "
+            "another --out"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise UserError(
+                f"{folder}: expected a run folder that nobody uses, found it in use by process {owner}; wait for it, "
+                "stop it, or choose another --out"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def claim(run_folder: Path, run: RunRecord) -> None:
+    """Writes config.json into a new run folder, or makes sure that the one there describes the same run."""
+    path = run_folder / CONFIG
+    if path.exists():
+        try:
+            stored = from_json(RunRecord, json.loads(path.read_text(encoding="utf-8"))["run"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: expected the record of a run, found {error}; choose another --out") from error
+        require_same_run(stored, run, run_folder)
+        return
+    leftovers = [name for name in ("checkpoints", "metrics.jsonl", "results.jsonl") if (run_folder / name).exists()]
+    if leftovers:
+        raise UserError(
+            f"{run_folder} holds {', '.join(leftovers)} but no {CONFIG}, so nothing says which run they are of; "
+            "restore it, or choose another --out"
+        )
+    record = {"run": asdict(run), "made_with": made_with()}
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def require_same_run(stored: RunRecord, asked: RunRecord, source: Path) -> None:
+    """Raises, naming each field that differs with both values, unless both are one run (see `MAY_CHANGE`)."""
+    before, after = _comparable(stored), _comparable(asked)
+    names = [name for name in {**before, **after} if before.get(name, "nothing") != after.get(name, "nothing")]
+    if names:
+        found = [
+            f"{name}: {before.get(name, 'nothing')} there, {after.get(name, 'nothing')} asked for" for name in names
+        ]
+        raise UserError(
+            f"{source} belongs to another run ({stored.config_digest}; asked for {asked.config_digest}): "
+            f"{'; '.join(found)}; choose another --out, or ask for the same settings"
+        )
+
+
+def _comparable(run: RunRecord) -> dict[str, Any]:
+    """Flat entries that must agree. Of the device only its type counts; the digest follows from the rest."""
+    flat = {name: value for name, value in _flat(asdict(run)).items() if name not in MAY_CHANGE | {"config_digest"}}
+    return flat | {"training.device": str(flat.get("training.device")).partition(":")[0]}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def made_with() -> dict[str, Any]:
+    """Versions, and the commit when the package runs from a git checkout."""
+    here = Path(__file__).resolve().parent
+    commit = None
+    if (here.parent / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """The file holds all of `data`, on disk, or is as it was before."""
+    temporary = path.with_name(path.name + _TEMPORARY)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def remove_unfinished(run_folder: Path) -> None:
+    """Deletes what a killed process left half-written."""
+    for path in run_folder.glob(f"**/*{_TEMPORARY}"):
+        path.unlink()

@@ -1,0 +1,161 @@
+"""Files of a run that only grow: metrics and results as JSON lines, and TensorBoard beside them.
+
+A line is one JSON object. A process killed while writing leaves at most one half line at the end, without a line end;
+the next writer takes exactly that away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from marl_flow.config import from_json
+from marl_flow.interfaces import EvaluationResult, UserError
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+RESULTS = "results.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every object in the file ([] when there is none yet), a half line at the end left out; other faults raise."""
+    return [record for record, _ in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each object and the offset in bytes behind its line."""
+    end = 0
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        end += len(line) + 1
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line, parse_constant=_no_constant)
+            if not isinstance(record, dict):
+                raise ValueError(f"a {type(record).__name__}")
+        except ValueError as error:
+            if number == len(lines):
+                log.warning("%s, line %d: left out, it was cut short while being written", path, number)
+                return
+            raise UserError(
+                f"{path}, line {number}: expected one JSON object, found {error}; remove the line"
+            ) from error
+        yield record, end
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"the number {text}, which is not finite")
+
+
+def open_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool] = lambda record: True) -> LineWriter:
+    """A writer behind the lines there are, once no other has the file open.
+
+    Everything from the first line not to `keep` is cut off, and a half line at the end.
+    """
+    writer = LineWriter(path)
+    length = 0
+    for record, end in _records(path):
+        if not keep(record):
+            break
+        length = end
+    if path.stat().st_size < length:  # a whole object whose line end was lost
+        writer.write_bytes(b"\n")
+    writer.cut(length)
+    return writer
+
+
+class LineWriter:
+    """Appends whole lines to a file that is locked until `close`; a failed write leaves nothing of itself behind."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def write(self, records: Iterable[Mapping[str, Any]]) -> None:
+        self.write_bytes(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))
+
+    def write_bytes(self, data: bytes) -> None:
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError:
+            self._file.truncate(before)
+            raise
+
+    def cut(self, length: int) -> None:
+        if self._file.seek(0, os.SEEK_END) > length:
+            self._file.truncate(length)
+
+    def sync(self) -> None:
+        """Returns when every line is on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object with its `update` per line, and the same numbers in TensorBoard files."""
+
+    def __init__(self, folder: Path, *, after: int, tensorboard: bool) -> None:
+        """Continues behind update `after`: later lines are from work that is done again, and go."""
+        self._lines = open_lines(folder / METRICS, keep=lambda record: record["update"] <= after)
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
+
+    def write(self, update: int, values: Mapping[str, float]) -> None:
+        self._lines.write([{"update": update, **values}])
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, update)
+
+    def sync(self) -> None:
+        """Returns when every line is on disk."""
+        self._lines.sync()
+
+    def close(self) -> None:
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def append_results(run_folder: Path, results: Sequence[EvaluationResult]) -> Path:
+    """Path of `results.jsonl`, with one line per result added; on disk on return, all of them or none."""
+    path = run_folder / RESULTS
+    try:
+        lines = open_lines(path)
+        try:
+            lines.write(map(asdict, results))
+            lines.sync()
+        finally:
+            lines.close()
+    except OSError as error:
+        raise UserError(
+            f"could not add {len(results)} results to {path} ({error.strerror}); earlier results are as they were; "
+            "free space or make the folder writable"
+        ) from error
+    return path
+
+
+def read_results(run_folder: Path) -> list[EvaluationResult]:
+    """Every result of a run; a line with missing, unknown or wrongly typed entries raises."""
+    path = run_folder / RESULTS
+    results = []
+    for number, record in enumerate(read_lines(path), 1):
+        try:
+            results.append(from_json(EvaluationResult, record))
+        except UserError as error:
+            raise UserError(f"{path}, result {number}: {error}") from error
+    return results

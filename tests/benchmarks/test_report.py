@@ -1,0 +1,297 @@
+"""Result files to tables, plots and folders; real files throughout."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marl_flow.benchmarks import report, results
+from marl_flow.interfaces import EvaluationResult, UserError
+
+DATASET = "native/mpe/simple_spread/expert-v1"
+
+
+def result(**changes: Any) -> EvaluationResult:
+    """Four episodes of mean return 516.8, which is a score of 100."""
+    plain: dict[str, Any] = {
+        "task_id": "mpe/simple_spread",
+        "dataset_id": DATASET,
+        "algorithm": "bc",
+        "preset": "default",
+        "config_digest": "0123456789abcdef",
+        "training_seed": 0,
+        "update": 10,
+        "protocol": "last checkpoint",
+        "execution": "decentralized",
+        "num_sampling_steps": None,
+        "target_return": None,
+        "target_rule": "none",
+        "seeds": (11, 12, 13, 14),
+        "team_returns": (506.8, 526.8, 506.8, 526.8),
+        "network_passes": 1,
+        "latency_ms_p50": 0.5,
+        "latency_ms_p95": 0.75,
+        "device": "cpu",
+        "model": "a machine",
+        "won": None,
+    } | changes
+    plain.setdefault("agent_returns", tuple((value,) * 3 for value in plain["team_returns"]))
+    plain.setdefault("lengths", (25,) * len(plain["team_returns"]))
+    return EvaluationResult(**plain)
+
+
+def line(one: EvaluationResult) -> str:
+    return json.dumps(dataclasses.asdict(one)) + "\n"
+
+
+def run(folder: Path, *lines: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def table_of(folder: Path, name: str = "results.csv") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / name).read_text(encoding="utf-8"))))
+
+
+def test_a_row_carries_return_score_and_what_made_it(tmp_path: Path) -> None:
+    """Catches a score on the wrong scale, an interval that is not mapped with it, and columns shifted by one."""
+    run(tmp_path / "a", line(result()))
+    report.write([tmp_path / "a"], tmp_path / "out")
+    (row,) = table_of(tmp_path / "out")
+    assert (row["dataset"], row["algorithm"], row["execution"], row["k"]) == (DATASET, "bc", "decentralized", "")
+    assert (float(row["return"]), float(row["score"])) == (516.8, 100.0)
+    low, high = float(row["return_low"]), float(row["return_high"])
+    assert 506.8 <= low < 516.8 < high <= 526.8
+    assert float(row["score_low"]) == pytest.approx(100 + (low - 516.8) / 3.57, abs=1e-3)
+    assert float(row["score_high"]) == pytest.approx(100 + (high - 516.8) / 3.57, abs=1e-3)
+    assert (row["training_seeds"], row["episodes"], row["updates"], row["network_passes"]) == ("1", "4", "10", "1")
+    assert (row["latency_ms_p50"], row["latency_ms_p95"], row["protocol"]) == ("0.5", "0.75", "last checkpoint")
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "516.8 [" in text and "100.0 [" in text and "a/bc" not in text
+
+
+def test_training_seeds_share_a_row_and_nothing_else_does(tmp_path: Path) -> None:
+    """Catches rows that mix origins, targets, budgets, gates, protocols, configs or evaluation seeds."""
+    variants = [
+        {},
+        {"training_seed": 1, "team_returns": (400.0,) * 4},
+        {"dataset_id": "omar/mpe/simple_spread/expert-v1"},
+        {"execution": "centralized"},
+        {"num_sampling_steps": 2},
+        {"target_rule": "raw:500"},
+        {"update": 20},
+        {"gate_scale": 0.0},
+        {"protocol": "best checkpoint"},
+        {"config_digest": "f" * 16},
+        {"seeds": (1, 2, 3, 4)},
+        {"preset": "paper"},
+        {"algorithm": "coflow"},
+    ]
+    run(tmp_path / "a", *(line(result(**variant)) for variant in variants))
+    found = results.rows(results.run_folders([tmp_path]))
+    assert len(found) == len(variants) - 1
+    (both,) = [row for row in found if len(row.training_seeds) == 2]
+    assert both.training_seeds == (0, 1) and both.returns.shape == (2, 4)
+    assert both.mean == pytest.approx((516.8 + 400) / 2)
+
+
+def test_the_same_files_give_the_same_report(tmp_path: Path) -> None:
+    """Catches intervals from unseeded draws, and rows in the order of the folders."""
+    generator = np.random.default_rng(0)
+    lines = [line(result(training_seed=s, team_returns=tuple(generator.normal(400, 50, 4)))) for s in range(3)]
+    run(tmp_path / "a", lines[0], lines[1])
+    run(tmp_path / "b", lines[2])
+    run(tmp_path / "c" / "x", lines[2], lines[0])
+    run(tmp_path / "c" / "y", lines[1])
+    report.write([tmp_path / "b", tmp_path / "a"], tmp_path / "one")
+    report.write([tmp_path / "c"], tmp_path / "two")
+    assert (tmp_path / "one/results.csv").read_bytes() == (tmp_path / "two/results.csv").read_bytes()
+
+
+def test_evaluating_again_replaces_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a repeated evaluation counted as a second training seed, or dropped in silence."""
+    run(tmp_path / "a", line(result()), line(result(team_returns=(300.0,) * 4)))
+    with caplog.at_level(logging.WARNING):
+        (row,) = results.rows([tmp_path / "a"])
+    assert row.mean == 300.0 and row.returns.shape == (1, 4)
+    assert "evaluated before" in caplog.text
+
+
+def test_improvement_needs_the_same_evaluation_seeds(tmp_path: Path) -> None:
+    """Catches comparing a method with a bc that played other episodes."""
+    rival = result(algorithm="coflow", team_returns=(510.0, 500.0, 510.0, 600.0))
+    other = result(algorithm="omar", seeds=(1, 2, 3, 4))
+    run(tmp_path / "a", line(result()), line(rival), line(other))
+    found = {row.first.algorithm: row for row in results.rows([tmp_path / "a"])}
+    beats = {name: results.beats(row, list(found.values())) for name, row in found.items()}
+    assert beats == {"bc": None, "coflow": 0.75, "omar": None}
+
+
+def test_a_line_cut_short_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a report that dies on the trace of a killed evaluation, and one that forgives anything else."""
+    path = run(tmp_path / "a", line(result()), line(result(training_seed=1))[:80]) / "results.jsonl"
+    with caplog.at_level(logging.WARNING):
+        assert len(results.read_results(path)) == 1
+    assert "line 2" in caplog.text and str(path) in caplog.text
+    whole = run(tmp_path / "b", line(result()).rstrip("\n")) / "results.jsonl"
+    assert len(results.read_results(whole)) == 1
+    run(tmp_path / "a", line(result())[:80] + "\n", line(result()))
+    with pytest.raises(UserError, match="line 1"):
+        results.read_results(path)
+    run(tmp_path / "a", line(result()), line(result())[:80] + "\n")
+    with pytest.raises(UserError, match="line 2"):
+        results.read_results(path)
+
+
+def without(name: str) -> str:
+    record = dataclasses.asdict(result())
+    del record[name]
+    return json.dumps(record) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (line(result())[:-2] + ', "mood": 1}\n', "unknown ['mood']"),
+        (without("seeds"), "missing ['seeds']"),
+        (line(result(team_returns=(1.0, float("nan"), 1.0, 1.0))), "not finite"),
+        (line(result(latency_ms_p50=float("inf"))), "not finite"),
+        (line(result(execution="both")), "execution"),
+        (line(result(lengths=(25,))), "one entry per evaluation seed"),
+        (line(result(seeds=(), team_returns=())), "one entry per evaluation seed"),
+        ("[1, 2]\n", "expected one JSON object"),
+    ],
+)
+def test_a_bad_line_names_file_and_line(tmp_path: Path, bad: str, says: str) -> None:
+    """Catches a broken result that reaches the table, or a message that does not say where it is."""
+    path = run(tmp_path / "a", line(result()), bad, line(result())) / "results.jsonl"
+    with pytest.raises(UserError) as caught:
+        results.read_results(path)
+    assert f"{path}, line 2" in str(caught.value) and says in str(caught.value)
+
+
+def test_folders_without_results_are_refused(tmp_path: Path) -> None:
+    """Catches an empty report for a mistyped or unevaluated run."""
+    with pytest.raises(UserError, match="not a folder"):
+        report.write([tmp_path / "nowhere"], tmp_path / "out")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="evaluate a run first"):
+        report.write([tmp_path / "run"], tmp_path / "out")
+    run(tmp_path / "run")
+    with pytest.raises(UserError, match="empty"):
+        report.write([tmp_path / "run"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
+    """Catches a report that wipes a folder of somebody's, or its own input."""
+    runs = run(tmp_path / "runs/a", line(result())).parent
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work", encoding="utf-8")
+    for out in (mine, runs, runs / "a", tmp_path):
+        with pytest.raises(UserError, match="choose another folder"):
+            report.write([runs], out)
+    assert (mine / "thesis.tex").read_text(encoding="utf-8") == "years of work"
+    report.write([runs], tmp_path / "out")
+    (tmp_path / "out/stale.png").write_bytes(b"old")
+    report.write([runs], tmp_path / "out")
+    assert not (tmp_path / "out/stale.png").exists()
+    run(tmp_path / "out/b", line(result()))  # somebody keeps a run inside a report
+    with pytest.raises(UserError, match="choose another folder"):
+        report.write([tmp_path / "out"], tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", "runs"]
+
+
+def test_an_interrupted_report_leaves_the_former_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches writing in place: the former report must survive a failure at any moment, the two moves included."""
+    folder = run(tmp_path / "run", line(result()))
+    report.write([folder], tmp_path / "out")
+    before = (tmp_path / "out/report.md").read_bytes()
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report, "markdown", stopped)
+        report.write([folder], tmp_path / "out")
+    assert (tmp_path / "out/report.md").read_bytes() == before
+    (tmp_path / "out").rename(tmp_path / ".out.former")  # stopped between the moves
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(report, "markdown", stopped)
+        report.write([folder], tmp_path / "out")
+    assert (tmp_path / "out/report.md").read_bytes() == before
+
+
+def test_rollouts_are_copied_and_linked(tmp_path: Path) -> None:
+    """Catches links into run folders, which break when the report is moved, and names that collide."""
+    for seed, parent in enumerate(("one", "two")):
+        folder = run(tmp_path / parent / "bc", line(result(training_seed=seed)))
+        Image.new("RGB", (4, 4), "red").save(folder / "rollout_decentralized.gif")
+    report.write([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    copies = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.gif"))
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert len(copies) == 2 and all(f"({name})" in text for name in copies)
+    links = [part.partition(")")[0] for part in text.split("](")[1:]]
+    assert links and all((tmp_path / "out" / link).is_file() for link in links)
+
+
+def test_published_rows_keep_their_scale_and_mark_what_is_derived(tmp_path: Path) -> None:
+    """Catches CoFlow's raw columns printed as scores beside the baselines' normalised ones."""
+    run(tmp_path / "a", line(result()))
+    report.write([tmp_path / "a"], tmp_path / "out")
+    rows = {(row["method"], row["source"]): row for row in table_of(tmp_path / "out", "published.csv")}
+    coflow, omar = rows["CoFlow-C", "coflow-page"], rows["OMAR", "madiff-paper"]
+    assert (coflow["return"], coflow["return_is"], coflow["score_is"]) == ("586.2", "printed", "derived")
+    assert float(coflow["score"]) == pytest.approx(119.4, abs=0.05)
+    assert (omar["score"], omar["score_is"], omar["return_is"]) == ("114.9", "printed", "derived")
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "| CoFlow-C | 586.2 ± 10.4 | *119.4 ± 2.9* |" in text
+    assert "| OMAR | *570.0 ± 9.3* | 114.9 ± 2.6 |" in text
+    assert "| CoFlow-C | 87.5 |" in text and "| MADiff-C | 87.6 |" in text
+
+
+def test_a_task_without_references_has_no_score(tmp_path: Path) -> None:
+    """Catches a made-up score, and a report that fails on tasks beyond MPE."""
+    run(tmp_path / "a", line(result(task_id="smac/3m", dataset_id="native/smac/3m/good-v1", num_sampling_steps=3)))
+    report.write([tmp_path / "a"], tmp_path / "out")
+    (row,) = table_of(tmp_path / "out")
+    assert row["score"] == "" and row["k"] == "3"
+    published = {row["method"]: row for row in table_of(tmp_path / "out", "published.csv")}
+    assert published["DoF"]["return"] == "19.8" and published["DoF"]["score"] == ""
+
+
+def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches lines drawn from other numbers, a missing data mean or random level, and k in the wrong places."""
+    from matplotlib import pyplot
+
+    from marl_flow.benchmarks import figures
+
+    steps = {1: 400.0, 10: 480.0, 2: 450.0}
+    lines = [
+        line(result(algorithm="coflow", execution="centralized", num_sampling_steps=k, team_returns=(value,) * 4))
+        for k, value in steps.items()
+    ]
+    run(tmp_path / "a", *lines, line(result()))
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    figures.plot(results.rows([tmp_path / "a"]), tmp_path / "plot.png")
+    axes = pyplot.gcf().axes[0]
+    drawn = {one.get_label(): one for one in axes.get_lines()}
+    np.testing.assert_allclose(drawn["coflow (default), C"].get_xydata(), [[1, 400], [2, 450], [10, 480]])
+    assert drawn["bc (default)"].get_ydata()[0] == pytest.approx(516.8)
+    assert drawn["published mean of the data"].get_ydata()[0] == 516.8
+    assert drawn["random (published)"].get_ydata()[0] == 159.8
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "10"]
+    assert "return" in axes.get_ylabel() and "steps" in axes.get_xlabel()
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width >= 1000

@@ -1,0 +1,387 @@
+"""The command line as users meet it: real files, and for whole journeys real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from marl_flow import cli, doctor, quickstart
+from marl_flow.run_log import read_results
+
+DATASET = "mpe/simple_spread/random"
+Tool = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with one small dataset, built by the command."""
+    root = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MARL_FLOW_DATA", str(root))
+        assert cli.main(["data", "build", DATASET, "--episodes", "60"]) == 0
+    return root
+
+
+@pytest.fixture(autouse=True)
+def place(data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test runs in an empty folder of its own, beside the data root."""
+    monkeypatch.setenv("MARL_FLOW_DATA", str(data_root))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Tool:
+    """Runs `python -m marl_flow ...` in the test's folder."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "marl_flow", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def bc(out: str, *settings: str) -> list[str]:
+    return ["train", DATASET, "bc", "--out", out, "batch_size=16", "tensorboard=false", "hidden=8", *settings]
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    """Catches an import at the top that makes `--help` slow: only tyro may be loaded once the parser has answered."""
+    commands = [[], ["data"], ["data", "build"], ["train"], ["eval"], ["report"], ["quickstart"], ["doctor"]]
+    code = (
+        "import json, sys\nfrom marl_flow import cli\n"
+        f"for words in {commands}:\n"
+        "    try:\n        cli.main([*words, '--help'])\n"
+        "    except SystemExit as done:\n        assert not done.code, words\n"
+        "sys.stderr.write(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"torch", "numpy", "matplotlib", "tqdm", "PIL"} & set(json.loads(done.stderr)) == set()
+    assert done.stdout.count("usage: marl-flow") == len(commands)
+    assert "--show-config" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        (["d", "bc", "--width", "8", "--seed", "3"], ["d", "bc", "--seed", "3", "width=8"]),
+        (["d", "bc", "--batch-size=8", "lr=1"], ["d", "bc", "batch_size=8", "lr=1"]),
+        (["d", "bc", "--amp", "--no-tensorboard", "--x", "-1"], ["d", "bc", "amp=true", "tensorboard=false", "x=-1"]),
+        (["d", "bc", "--out", "a=b", "--show-config"], ["d", "bc", "--out", "a=b", "--show-config"]),
+        (["d", "bc", "--show_config", "--out=a"], ["d", "bc", "--show_config", "--out=a"]),
+        (["d", "bc", "--amp", "k=1"], ["d", "bc", "amp=true", "k=1"]),
+        (["--help"], ["--help"]),
+        (["-h"], ["-h"]),
+    ],
+)
+def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[str]) -> None:
+    """Catches a flag's value taken for a setting, a setting taken for a flag's value, and lost switches."""
+    assert cli.with_settings(["train", *given]) == ["train", *becomes]
+    assert cli.with_settings(["eval", *given]) == ["eval", *given]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data", "build", "mpe/simple_spred/expert"], "mpe/simple_spread/expert"),
+        (["data", "show", "mpe/simple_spread/medium"], "marl-flow data build"),
+        (["data", "build", DATASET], "--force"),
+        (["data", "build", "mpe/simple_spread/medium", "--episodes", "0"], "at least one episode"),
+        (["train", DATASET, "cofow"], "nearest: coflow"),
+        (["train", DATASET, "coflow", "--preset", "papr"], "nearest: paper"),
+        (["train", DATASET, "coflow", "--widht", "64"], "nearest: width"),
+        (["train", DATASET, "coflow", "train.horizon=3"], "unknown setting 'train.horizon'"),
+        (["train", DATASET, "coflow", "width=wide"], "width: expected int, got 'wide'"),
+        (["train", DATASET, "coflow", "width=20"], "divisible by 16"),
+        (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
+        (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
+        (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
+        (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
+        (["train", DATASET, "bc", "--cell", "centralized"], "of coflow, not of bc"),
+        (["train", DATASET, "bc", "--device", "abacus"], "expected cpu, cuda"),
+        (bc("file/inside"), "choose another --out"),
+        (["eval", "nowhere"], "nowhere"),
+        (["eval"], "name at least one run folder"),
+        (["eval", "file", "--k", "0"], "k: expected"),
+        (["eval", "file", "--gate-scale", "2"], "gate-scale: expected"),
+        (["eval", "file", "--episodes", "0"], "at least one evaluation episode"),
+        (["report", "nowhere"], "not a folder"),
+        (["report", "."], "evaluate a run first"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    """Catches tracebacks for users' slips, and messages that do not say what would have been right."""
+    (place / "file").write_text("in the way", encoding="utf-8")
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error and error.count("marl-flow: ") == 1
+
+
+def test_what_tyro_refuses_exits_2_too(tool: Tool) -> None:
+    """Catches another exit code for slips that the parser itself finds."""
+    done = tool("trian")
+    assert done.returncode == 2 and "train" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (RuntimeError("boom"), 1, "this is a bug in marl_flow (RuntimeError)"),
+        (FileNotFoundError(errno.ENOENT, "gone", "x"), 1, "this is a bug"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "cannot write runs/a: No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "cannot write runs/a: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_faults_are_told_apart_by_their_exit_code(
+    error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches bugs that look like bad input, a full disk that looks like a bug, and Ctrl-C with a traceback."""
+
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.app, "cli", fail)
+    assert cli.main(["doctor"]) == code
+    text = capsys.readouterr().err
+    assert says in text and ("Traceback" in text) == (code == 1)
+
+
+def test_data_commands_tell_what_is_here(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a list that hides absent or damaged data, a verification that reads nothing, a force that loses data."""
+    root = tmp_path / "other"
+    monkeypatch.setenv("MARL_FLOW_DATA", str(root))
+    assert cli.main(["data", "verify"]) == 2
+    assert cli.main(["data", "build", DATASET, "--episodes", "40"]) == 0
+    folder = root / "native" / "mpe" / "simple_spread" / "random-v1"
+    capsys.readouterr()
+    assert cli.main(["data", "list"]) == 0
+    listed = {line.split()[0].split("/")[-1]: line.split() for line in capsys.readouterr().out.splitlines()[1:5]}
+    assert listed["random-v1"][1:3] == ["40", "1,000"] and listed["random-v1"][-1] == "here"
+    assert listed["random-v1"][5] == "159.8" and 100 < float(listed["random-v1"][4]) < 220
+    assert listed["expert-v1"][-2:] == ["not", "here"] and listed["expert-v1"][5] == "516.8"
+    assert cli.main(["data", "show", DATASET]) == 0
+    card = capsys.readouterr().out
+    assert "40 episodes" in card and "provenance" not in card and "policy" not in card.splitlines()[0]
+    assert cli.main(["data", "verify", DATASET]) == 0
+    rewards = folder / "rewards.npy"
+    intact = rewards.read_bytes()
+    rewards.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    capsys.readouterr()
+    assert cli.main(["data", "verify"]) == 2
+    assert "rewards: expected sha256" in capsys.readouterr().err
+    assert cli.main(["doctor"]) in (0, 1)  # reads no array: the flipped bit is for `data verify`
+    rewards.write_bytes(intact[:100])
+    capsys.readouterr()
+    assert cli.main(["doctor"]) == 1 and "--force" in capsys.readouterr().out
+    assert cli.main(["data", "list"]) == 0 and "damaged" in capsys.readouterr().out
+    assert cli.main(["data", "build", DATASET, "--episodes", "40", "--force"]) == 0
+    assert rewards.read_bytes() == intact
+    (folder / "notes.txt").write_text("mine", encoding="utf-8")
+    assert cli.main(["data", "build", DATASET, "--force"]) == 2
+    assert (folder / "notes.txt").read_text(encoding="utf-8") == "mine" and rewards.read_bytes() == intact
+    assert [path.name for path in folder.parent.iterdir()] == ["random-v1"]
+
+
+def test_show_config_explains_every_setting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches settings that no help mentions, values of another preset, and training while asked for help."""
+    from marl_flow.baselines import get
+    from marl_flow.training import TrainConfig
+
+    assert cli.main(["train", DATASET, "coflow", "--preset", "paper", "--show-config", "heads=2"]) == 0
+    text = capsys.readouterr().out
+    words = {line.split("=")[0].strip() for line in text.splitlines() if "=" in line}
+    preset = get("coflow").presets["paper"]
+    assert {field.name for field in dataclasses.fields(preset)} <= words
+    clash = {"updates", "batch_size"}
+    others = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed", "device"} - clash
+    assert others | {f"train.{name}" for name in clash} <= words
+    assert f"  horizon={preset.horizon} " in text and "  heads=2 " in text and "H, planned steps" in text
+    assert not list(place.iterdir())
+
+
+def test_a_cell_is_the_papers_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a cell that changes nothing, or that overrules what is typed."""
+    command = ["train", DATASET, "coflow", "--preset", "paper", "--cell", "decentralized", "--show-config"]
+    assert cli.main([*command, "updates=7"]) == 0
+    text = capsys.readouterr().out
+    assert "  conditioning=decentralized " in text and "  returns_scale=500.0 " in text and "  updates=7 " in text
+
+
+def test_train_eval_and_report_make_one_journey(tool: Tool, place: Path) -> None:
+    """Catches commands that do not fit together, work done twice, and results lost between them."""
+    first = tool(*bc("runs/bc", "updates=6"))
+    assert first.returncode == 0 and "6 updates" in first.stdout, first.stderr
+    second = tool("eval", "runs/bc", "--episodes", "5", "--gif", "--k", "1", "3")
+    assert second.returncode == 0 and "bc decentralized: return" in second.stdout, second.stderr
+    (result,) = read_results(place / "runs/bc")
+    assert (len(result.seeds), result.num_sampling_steps, result.protocol) == (5, None, "last checkpoint")
+    assert (place / "runs/bc/rollout_decentralized.gif").is_file()
+    third = tool("report", "runs", "--out", "table")
+    assert third.returncode == 0 and "bc (default)" in third.stdout, third.stderr
+    assert (place / "table/report.md").is_file() and list((place / "table/rollouts").iterdir())
+
+
+def test_what_is_done_is_not_done_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a second evaluation of the same thing, and a skip of something that only looks the same."""
+    assert cli.main(bc("a", "updates=2")) == 0
+    capsys.readouterr()
+    assert cli.main(bc("a", "updates=2")) == 0
+    assert "finished before" in capsys.readouterr().out
+    for extra, count in ((), 1), ((), 1), (("--again",), 2), (("--episodes", "4"), 3):
+        assert cli.main(["eval", "a", "--episodes", "3", *extra]) == 0
+        assert len(read_results(place / "a")) == count
+    assert cli.main(bc("a", "updates=2", "train.updates=4")) == 0  # trained on: another checkpoint
+    assert "continued from update 2" in capsys.readouterr().out
+    assert cli.main(["eval", "a", "--episodes", "3"]) == 0
+    assert [result.update for result in read_results(place / "a")] == [2, 2, 2, 4]
+
+
+def test_an_unfinished_run_is_scored_under_its_own_name(place: Path) -> None:
+    """Catches half-trained checkpoints in a table of last checkpoints."""
+    assert cli.main(bc("a", "updates=4", "checkpoint_every=2")) == 0
+    checkpoints = sorted((place / "a/checkpoints").iterdir())
+    assert cli.main(["eval", str(checkpoints[0]), str(checkpoints[1]), "a", "--episodes", "2"]) == 0
+    protocols = [result.protocol for result in read_results(place / "a")]
+    assert protocols == ["update 2 of 4", "named checkpoint", "last checkpoint"]
+
+
+def test_a_folder_of_another_run_is_left_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a run continued under other settings."""
+    assert cli.main(bc("a", "updates=2")) == 0
+    before = {path: path.read_bytes() for path in (place / "a").rglob("*.safetensors")}
+    for change in (["learning_rate=0.1"], ["--seed", "1"]):
+        assert cli.main(bc("a", "updates=2", *change)) == 2
+        assert "belongs to another run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (place / "a").rglob("*.safetensors")} == before
+
+
+def test_ctrl_c_stops_behind_a_checkpoint_and_the_same_command_continues(place: Path) -> None:
+    """Catches an interrupted training that loses its work, ends with a traceback, or exits as if it had finished."""
+    command = [sys.executable, "-m", "marl_flow", *bc("a", "updates=100000", "checkpoint_every=100000", "log_every=5")]
+    with subprocess.Popen(command, cwd=place, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not ((log := place / "a/metrics.jsonl").is_file() and log.stat().st_size):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error and "the same command continues" in error
+    (checkpoint,) = (place / "a/checkpoints").iterdir()
+    done = int(checkpoint.stem.removeprefix("update_"))
+    assert 0 < done < 100_000
+    assert cli.main(bc("a", "updates=100000", "checkpoint_every=100000", f"train.updates={done + 1}")) == 0
+
+
+def test_output_into_a_closed_pipe_is_no_bug(place: Path) -> None:
+    """Catches a traceback when `| head` has read enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "marl_flow", "data", "list"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment(), text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_target_rules_are_computed_and_recorded(place: Path) -> None:
+    """Catches a target on another scale, a quantile of undiscounted returns, and rules that never reach the results."""
+    import numpy as np
+
+    from marl_flow import datasets
+
+    tiny = ["width=16", "token_blocks=1", "batch_size=8", "updates=1", "inverse_hidden=8", "conditioning=mixed"]
+    assert cli.main(["train", DATASET, "coflow", "--out", "c", "tensorboard=false", *tiny]) == 0
+    store = datasets.load(DATASET)
+    rewards = store.rewards.reshape(store.num_episodes, 25, 3).astype(np.float64)
+    starts = (rewards * 0.99 ** np.arange(25)[None, :, None]).sum(1).mean(-1)
+    expected = {"quantile:0.5": np.median(starts), "raw:-3.5": -3.5, "paper": 450.0}
+    for rule, value in expected.items():
+        assert cli.main(["eval", "c", "--episodes", "2", "--k", "1", "2", "--target", rule]) == 0
+        last = read_results(place / "c")[-1]
+        assert last.target_return == pytest.approx(value, rel=1e-5), rule
+        assert last.target_rule == ("constant:0.9*500" if rule == "paper" else rule)
+    assert cli.main(["eval", "c", "--episodes", "2", "--k", "1", "2", "--target", "constant:0.9*500"]) == 0
+    results = read_results(place / "c")
+    assert len(results) == 3 * 4  # the paper's constant by its own name: there already
+    assert {(r.execution, r.num_sampling_steps) for r in results} == {
+        (execution, k) for execution in ("centralized", "decentralized") for k in (1, 2)
+    }
+    for bad in ("quantile:2", "quantile", "constant:5", "raw:x", "nan"):
+        assert cli.main(["eval", "c", "--target", bad]) == 2
+    assert (
+        cli.main(["eval", "c", "--execution", "decentralized", "--k", "1", "--episodes", "2", "--gate-scale", "0"]) == 0
+    )
+    assert read_results(place / "c")[-1].gate_scale == 0.0
+
+
+def test_the_tour_runs_through_and_continues(place: Path) -> None:
+    """Catches a quickstart whose parts do not fit, or that starts from nothing when it is started again."""
+    tiny = ("updates=1", "batch_size=8", "width=16", "token_blocks=1", "inverse_hidden=8", "tensorboard=false")
+    runs = [
+        dataclasses.replace(stop, settings=(*stop.settings, *(tiny if stop.algorithm == "coflow" else ("updates=1",))))
+        for stop in quickstart.RUNS
+    ]
+    said: list[str] = []
+    tour = {"seed": 0, "episodes": 2, "device": "cpu", "say": said.append, "dataset": DATASET, "runs": runs}
+    report = quickstart.run(place / "q", **tour)
+    text = "\n".join(said)
+    assert report == place / "q/report/report.md" and str(report.parent) in text
+    rows = (place / "q/report/results.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert len(rows) == 3 + 2 * len(quickstart.STEPS)
+    assert len(list((place / "q/report/rollouts").iterdir())) == 5
+    before = {path: path.stat().st_mtime_ns for path in (place / "q").rglob("*") if path.suffix in (".gif", ".jsonl")}
+    said.clear()
+    quickstart.run(place / "q", **tour)
+    text = "\n".join(said)
+    assert text.count("finished before") == len(runs) and text.count("evaluated before") == len(runs)
+    kept = {path: path.stat().st_mtime_ns for path in before if "report" not in path.parts}
+    assert kept == {path: at for path, at in before.items() if "report" not in path.parts}
+
+
+def test_the_tour_names_things_that_exist() -> None:
+    """Catches a renamed setting, preset or dataset that only the ten-minute tour would notice."""
+    from marl_flow.benchmarks import run
+
+    for stop in quickstart.RUNS:
+        run.plan(quickstart.DATASET, stop.algorithm, preset=stop.preset, settings=stop.settings)
+    assert len({stop.folder for stop in quickstart.RUNS}) == len(quickstart.RUNS)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "level"),
+    [
+        ("numpy>=2.0", "ok"),
+        ("numpy>=99.1", "problem"),
+        ("no-such-library>=1", "problem"),
+        ("numpy", "ok"),
+    ],
+)
+def test_doctor_compares_versions(requirement: str, level: str) -> None:
+    """Catches versions compared as text (10 before 9), and absent libraries passed over."""
+    finding = doctor.library(requirement, {})
+    assert finding is not None and finding.level == level
+    assert (requirement in finding.todo) == (level == "problem")
+
+
+def test_doctor_reads_versions_as_numbers() -> None:
+    """Catches 2.13 taken for older than 2.6."""
+    assert doctor.release("2.13.0+cpu") == (2, 13, 0) > doctor.release("2.6")
+    assert doctor.library('ruff>=0.6; extra == "dev"', {}) is None

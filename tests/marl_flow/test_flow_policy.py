@@ -1,0 +1,286 @@
+"""Invariances of CoFlow: padding, permutation, decentralized execution, gates, history, discrete actions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from marl_flow.flow_acting import FlowPolicy
+from marl_flow.flow_config import CoFlowConfig
+from marl_flow.flow_policy import CoFlow
+from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec, UserError
+from marl_flow.normalize import Normalizer, Normalizers
+
+AGENTS, SIZE, CHOICES = 3, 5, 4
+TINY = CoFlowConfig(width=32, token_blocks=2, inverse_hidden=16, horizon=3, history=2, conditioning="mixed")
+TINY_UNET = dataclasses.replace(
+    TINY, backbone="unet", width=16, unet_multipliers=(1, 2), output="velocity", plan_space="absolute"
+)
+CONFIGS = pytest.mark.parametrize("config", [TINY, TINY_UNET], ids=["token", "unet"])
+
+
+def spec(discrete: bool = False) -> TaskSpec:
+    action = (
+        ActionSpec(kind="discrete", size=CHOICES)
+        if discrete
+        else ActionSpec(kind="continuous", size=2, low=(-1.0, -1.0), high=(1.0, 1.0))
+    )
+    return TaskSpec(
+        task_id="test/task",
+        agents=("a", "b", "c"),
+        observation_size=SIZE,
+        action=action,
+        max_steps=10,
+        team_reward="mean",
+    )
+
+
+def build(config: CoFlowConfig, *, discrete: bool = False) -> CoFlow:
+    values = np.random.default_rng(0).normal(size=(50, 1, SIZE)).astype(np.float32)
+    normalizers = Normalizers(
+        observations=Normalizer.fit("limits", values),
+        actions=None if discrete else Normalizer.fit("limits", np.array([[[-1.0] * 2], [[1.0] * 2]], np.float32)),
+        returns=Normalizer.fit("limits", np.array([[[0.0]], [[10.0]]], np.float32)),
+        changes=Normalizer.fit("standard", 0.2 * values),
+    )
+    cpu = torch.device("cpu")
+    algorithm = CoFlow.build(config, spec(discrete), normalizers, device=cpu, generator=seeded())
+    gates = torch.linspace(0.5, 1.5, len(algorithm.model.network.gates()))
+    algorithm.model.network.set_gates(gates)
+    algorithm.average.module.network.set_gates(gates)
+    return algorithm
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(config: CoFlowConfig, *, discrete: bool = False, size: int = 6) -> Batch:
+    draw, steps = seeded(1), config.horizon
+    valid = torch.ones(size, steps, dtype=torch.bool)
+    valid[0, 1:] = False
+    valid[1, 2:] = False
+    mask = None
+    actions = torch.rand(size, steps, AGENTS, 2, generator=draw) * 2 - 1
+    if discrete:
+        mask = torch.rand(size, steps + 1, AGENTS, CHOICES, generator=draw) < 0.6
+        mask[..., 0] = True
+        actions = torch.zeros(size, steps, AGENTS, dtype=torch.int64)
+    return Batch(
+        observations=torch.randn(size, config.frames, AGENTS, SIZE, generator=draw),
+        actions=actions,
+        rewards=torch.rand(size, steps, AGENTS, generator=draw),
+        returns_to_go=torch.rand(size, AGENTS, generator=draw) * 10,
+        terminated=torch.zeros(size, steps, dtype=torch.bool),
+        valid=valid,
+        start_step=torch.full((size,), 3),
+        action_mask=mask,
+    )
+
+
+def policy(algorithm: CoFlow, execution: str, *, steps: int = 2, envs: int = 4) -> FlowPolicy:
+    acting = Acting(execution=execution, num_sampling_steps=steps, target_return=5.0)
+    chosen = algorithm.policy(acting)
+    chosen.reset(envs, seeded(3))
+    return chosen
+
+
+@CONFIGS
+@pytest.mark.parametrize("discrete", [False, True])
+def test_padding_cannot_change_the_loss(config: CoFlowConfig, discrete: bool) -> None:
+    """Catches a loss that reads frames, actions or masks past the end of an episode."""
+    algorithm, original = build(config, discrete=discrete), batch(config, discrete=discrete)
+    observations, actions = original.observations.clone(), original.actions.clone()
+    padded = ~original.valid
+    # An input that only changes in padding also reaches the network; frames there are noise at t = 1.
+    algorithm.config = dataclasses.replace(config, full_noise_share=1.0)
+    observations[:, config.history + 1 :][padded] += 7.0
+    actions[padded] = 3 if discrete else 0.5
+    changes: dict[str, torch.Tensor] = {"observations": observations, "actions": actions}
+    if original.action_mask is not None:
+        action_mask = original.action_mask.clone()
+        action_mask[:, :-1][padded] = ~action_mask[:, :-1][padded]
+        changes["action_mask"] = action_mask
+    loss, _ = algorithm.losses(original, seeded(5))
+    changed, _ = algorithm.losses(dataclasses.replace(original, **changes), seeded(5))
+    assert torch.isfinite(loss)
+    torch.testing.assert_close(loss, changed, rtol=1e-6, atol=0)
+
+
+@CONFIGS
+@pytest.mark.parametrize("execution", ["centralized", "decentralized"])
+def test_permuting_agents_permutes_plans(config: CoFlowConfig, execution: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an agent index that leaks into the network. Noise is permuted with the agents, so it is set to zero."""
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.zeros(shape))
+    algorithm = build(config)
+    frames = torch.empty(4, config.history + 1, AGENTS, SIZE).normal_(generator=seeded(2))
+    order = torch.tensor([2, 0, 1])
+    plan = policy(algorithm, execution).plan(frames)
+    permuted = policy(algorithm, execution).plan(frames[:, :, order])
+    assert not torch.allclose(plan, permuted)
+    torch.testing.assert_close(plan[:, :, order], permuted, rtol=1e-4, atol=1e-5)
+
+
+@CONFIGS
+def test_decentralized_actions_ignore_team_mates(config: CoFlowConfig) -> None:
+    """Catches a team-mate's observation or reward reaching an agent's action; centralized execution must show it."""
+    algorithm = build(config)
+    for execution in ("centralized", "decentralized"):
+        actions = []
+        for disturb in (0.0, 0.4):
+            acting = policy(algorithm, execution)
+            draw = seeded(4)
+            for _ in range(4):  # several steps: history must not leak either
+                observations = torch.empty(4, AGENTS, SIZE).normal_(generator=draw)
+                rewards = torch.empty(4, AGENTS).uniform_(generator=draw)
+                observations[:, 1:] += disturb
+                rewards[:, 1:] += disturb
+                out = acting.act(observations, None, rewards)
+            actions.append(out[:, 0])
+        assert torch.equal(*actions) == (execution == "decentralized"), execution
+
+
+@CONFIGS
+def test_zero_gates_are_independent_agents(config: CoFlowConfig) -> None:
+    """Catches coupling outside the gates: with gate scale 0 or zero gates a plan depends on its own agent only."""
+    algorithm = build(config)
+    frames = torch.empty(4, config.history + 1, AGENTS, SIZE).normal_(generator=seeded(2))
+    disturbed = frames.clone()
+    disturbed[:, :, 1:] += 0.5
+
+    def own_plans(scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        plans = []
+        for seen in (frames, disturbed):
+            acting = policy(algorithm, "centralized")
+            acting.gate_scale = scale
+            plans.append(acting.plan(seen)[:, :, 0])
+        return plans[0], plans[1]
+
+    assert torch.equal(*own_plans(0.0))
+    assert not torch.equal(*own_plans(1.0))
+    algorithm.average.module.network.set_gates(torch.zeros(len(algorithm.model.network.gates())))
+    assert torch.equal(*own_plans(1.0))
+
+
+def test_attention_is_readable_from_outside() -> None:
+    """Catches attention recorded for the wrong pass, or rows that are not distributions over agents."""
+    acting = policy(build(TINY), "decentralized", steps=3)
+    acting.record_attention = True
+    acting.act(torch.zeros(4, AGENTS, SIZE), None, torch.zeros(4, AGENTS))
+    assert len(acting.attention) == 3 * TINY.token_blocks
+    for weights in acting.attention:
+        assert weights.shape == (TINY.heads, 4 * AGENTS, AGENTS, AGENTS)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_history_starts_with_the_first_frame_and_slides() -> None:
+    """Catches history kept across episodes, or shifted the wrong way."""
+    acting = policy(build(TINY), "centralized")
+    frames = [torch.full((4, AGENTS, SIZE), 0.1 * i) for i in range(5)]
+    zero = torch.zeros(4, AGENTS)
+    normalize = acting.normalizers.observations.apply
+    acting.act(frames[1], None, zero)
+    assert acting.frames is not None
+    torch.testing.assert_close(acting.frames, normalize(torch.stack([frames[1]] * 3, 1)))
+    acting.act(frames[2], None, zero)
+    acting.act(frames[3], None, zero)
+    torch.testing.assert_close(acting.frames, normalize(torch.stack(frames[1:4], 1)))
+    acting.reset(4, seeded())
+    acting.act(frames[4], None, zero)
+    torch.testing.assert_close(acting.frames, normalize(torch.stack([frames[4]] * 3, 1)))
+
+
+def test_return_to_go_counts_down() -> None:
+    """Catches the reward of the reset step being subtracted, or the discount multiplied instead of divided."""
+    acting = policy(build(TINY), "centralized", envs=1)
+    observation = torch.zeros(1, AGENTS, SIZE)
+    acting.act(observation, None, torch.tensor([[9.0, 9.0, 9.0]]))
+    assert torch.equal(acting.returns, torch.full((1, AGENTS), 5.0))
+    acting.act(observation, None, torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.testing.assert_close(acting.returns, torch.tensor([[4.0, 3.0, 2.0]]) / TINY.discount)
+
+
+def test_discrete_actions_are_legal() -> None:
+    """Catches an argmax before the mask."""
+    acting = policy(build(TINY, discrete=True), "decentralized", envs=200)
+    draw = seeded(7)
+    observations = torch.empty(200, AGENTS, SIZE).normal_(generator=draw)
+    mask = torch.rand(200, AGENTS, CHOICES, generator=draw) < 0.4
+    mask[..., 2] |= ~mask.any(-1)
+    choices = acting.act(observations, mask, torch.zeros(200, AGENTS))
+    assert choices.shape == (200, AGENTS)
+    assert mask.gather(-1, choices[..., None]).all()
+
+
+def test_same_noise_for_every_step_count_and_pass_count() -> None:
+    """Catches noise drawn per sampling step (step counts would not be paired), and a miscounted latency column."""
+    algorithm = build(TINY)
+    states = []
+    for steps in (1, 3):
+        acting = policy(algorithm, "centralized", steps=steps)
+        assert acting.network_passes == steps
+        acting.act(torch.zeros(4, AGENTS, SIZE), None, torch.zeros(4, AGENTS))
+        states.append(acting.generator.get_state())
+    assert torch.equal(*states)
+    guided = build(dataclasses.replace(TINY, guidance_weight=1.2, condition_dropout=0.25))
+    assert policy(guided, "centralized", steps=3).network_passes == 6
+
+
+def test_refuses_an_execution_it_was_not_trained_for() -> None:
+    """Catches C results of a D model entering a table."""
+    algorithm = build(dataclasses.replace(TINY, conditioning="decentralized"))
+    with pytest.raises(UserError, match="conditioning"):
+        policy(algorithm, "centralized")
+
+
+@pytest.mark.parametrize(
+    ("config", "chosen", "updates", "left"),
+    [
+        (TINY, "finite_difference", 600, 0.1),
+        (TINY, "instantaneous", 600, 0.1),
+        (TINY, "jvp", 600, 0.1),
+        (TINY_UNET, "finite_difference", 250, 0.5),  # slower; a prediction of the mean would leave 1
+    ],
+    ids=["finite_difference", "instantaneous", "jvp", "unet"],
+)
+def test_overfits_a_few_windows(config: CoFlowConfig, chosen: str, updates: int, left: float) -> None:
+    """Catches an objective, plan space or sampler with a wrong sign: four windows must be learned and sampled back."""
+    config = dataclasses.replace(
+        config,
+        width=2 * config.width,
+        conditioning="centralized",
+        objective=chosen,
+        history=0,
+        updates=updates,
+        learning_rate=3e-3,
+        full_noise_share=0.6,
+    )
+    algorithm, data = build(config), batch(config, size=4)
+    data = dataclasses.replace(data, valid=torch.ones_like(data.valid))
+    draw = seeded(11)
+    for _ in range(updates):
+        algorithm.update(data, draw)
+    acting = policy(algorithm, "centralized", steps=1, envs=4)
+    acting.returns = data.returns_to_go
+    frames = algorithm.normalizers.observations.apply(data.observations)
+    plan = acting.plan(frames[:, :1])
+    error = (plan - frames)[:, 1:].pow(2).mean()
+    assert error < left * frames.var(), float(error)
+
+
+def test_state_round_trip_continues_alike() -> None:
+    """Catches an optimiser moment, average or update counter left out of the state."""
+    first, second = build(TINY), build(TINY)
+    data, draw = batch(TINY), seeded(1)
+    for _ in range(3):
+        first.update(data, draw)
+    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    other = torch.Generator()
+    other.set_state(draw.get_state())
+    first.update(data, draw)
+    second.update(data, other)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name

@@ -1,0 +1,120 @@
+"""Whose a run folder is, and which run it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from marl_flow import run_folder
+from marl_flow.interfaces import UserError
+from marl_flow.run_folder import MAY_CHANGE, claim, hold, write_atomically
+from marl_flow.training import TrainConfig, describe
+
+
+def test_a_folder_in_use_by_another_process_is_refused_until_that_dies(tmp_path: Path) -> None:
+    """Catches two trainings in one folder, a message that does not say which, and a lock that outlives its owner."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with hold(tmp_path / "run"):
+            os.write(write, b"x")
+            signal.pause()
+        os._exit(0)
+    os.read(read, 1)
+    try:
+        with pytest.raises(UserError, match=f"in use by process {pid}"), hold(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with hold(tmp_path / "run"):
+        assert (tmp_path / "run" / "lock").read_text() == f"{os.getpid()}\n"
+    with hold(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -> None:
+    """Catches a traceback where the user only named a wrong --out. (The administrator may write anywhere else.)"""
+    (tmp_path / "file").write_text("")
+    expected = pytest.raises(UserError, match=r"expected a folder that can be written.*choose another --out")
+    with expected, hold(tmp_path / place):
+        pass
+
+
+def test_another_run_is_refused_by_field_and_both_values(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches continuing a run with other settings, other data, another seed or another method."""
+    algorithm = tiny.baselines.get("ma_td3_bc")
+
+    def record(config=None, training=None, **data):
+        return describe(algorithm, "default", config or tiny.config(), training or tiny.training(), tiny.data(**data))
+
+    claim(tmp_path, record())
+    claim(tmp_path, record())
+    cases = {
+        r"config\.alpha: 2\.5 there, 1\.0 asked for": record(config=tiny.config(alpha=1.0)),
+        r"config\.hidden: \[8\] there, \[8, 8\] asked for": record(config=tiny.config(hidden=(8, 8))),
+        r"training\.seed: 3 there, 4 asked for": record(training=tiny.training(seed=4)),
+        r"training\.device: cpu there, cuda asked for": record(training=tiny.training(device="cuda:1")),
+        r"dataset_digest: 0+ there, 1 asked for": record(digest="1"),
+        r"task\.action\.high: .* asked for": record(
+            spec=tiny.spec(action=dataclasses.replace(tiny.spec().action, high=(1.0, 3.0)))
+        ),
+        "algorithm: ma_td3_bc there, bc asked for": dataclasses.replace(record(), algorithm="bc"),
+    }
+    for message, asked in cases.items():
+        with pytest.raises(UserError, match=message):
+            claim(tmp_path, asked)
+
+
+def test_length_and_logging_may_change_and_nothing_else_of_training(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches a setting added to TrainConfig that a resume would wave through."""
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    must_agree = {"seed", "device", "batch_size", "micro_batches", "amp", "compile"}
+    assert {name.removeprefix("training.") for name in MAY_CHANGE} == names - must_agree
+    algorithm = tiny.baselines.get("ma_td3_bc")
+    claim(tmp_path, describe(algorithm, "default", tiny.config(), tiny.training(), tiny.data()))
+    changed = tiny.training(updates=99, log_every=1, checkpoint_every=1, keep_checkpoints=1, tensorboard=True)
+    claim(tmp_path, describe(algorithm, "default", tiny.config(), changed, tiny.data()))
+
+
+def test_a_folder_that_does_not_say_what_it_holds_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches new metrics written over those of an unknown run, and a damaged config.json taken for a new run."""
+    run = describe(tiny.baselines.get("ma_td3_bc"), "default", tiny.config(), tiny.training(), tiny.data())
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"holds metrics\.jsonl but no config\.json"):
+        claim(tmp_path, run)
+    for text in ("", "[]", '{"run": {"algorithm": "bc"}}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match="expected the record of a run"):
+            claim(tmp_path, run)
+
+
+def test_the_config_says_what_made_the_run(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches a run folder that could not be redone on another machine."""
+    run = describe(tiny.baselines.get("ma_td3_bc"), "default", tiny.config(), tiny.training(), tiny.data())
+    claim(tmp_path, run)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["run"] == json.loads(json.dumps(dataclasses.asdict(run)))
+    assert record["run"]["training"]["updates"] == 12 and record["run"]["config"]["hidden"] == [8]
+    assert set(record["made_with"]) >= {"commit", "python", "torch", "numpy"}
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches writing in place, and a temporary file left behind."""
+    path = tmp_path / "file"
+    write_atomically(path, b"before")
+
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder.os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"after")
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]

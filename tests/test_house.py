@@ -1,0 +1,284 @@
+"""The house rules, checked on the source: which way imports go, what no file may call, what the wheel carries."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+BOTTOM = {"interfaces", "config", "seeding", "normalize"}
+CORE = BOTTOM | {"checkpoint", "model", "objective", "sampler"}
+FLOW = {"flow_config", "flow_frames", "flow_model", "flow_acting", "flow_policy", "release"}
+EVERYTHING = {"*"}
+MAY_IMPORT = {  # module of ours -> modules of ours it may import; a folder's rule serves every file in it
+    "marl_flow/__init__": set(),
+    "marl_flow/interfaces": set(),
+    "marl_flow/seeding": set(),
+    "marl_flow/config": {"interfaces"},
+    "marl_flow/normalize": {"interfaces", "config"},
+    "marl_flow/model": BOTTOM,
+    "marl_flow/objective": BOTTOM,
+    "marl_flow/sampler": BOTTOM,
+    "marl_flow/run_folder": BOTTOM,
+    "marl_flow/checkpoint": BOTTOM | {"run_folder"},
+    "marl_flow/run_log": BOTTOM,
+    "marl_flow/evaluation": BOTTOM | {"run_log", "checkpoint"},
+    "marl_flow/training": BOTTOM | {"run_folder", "run_log", "checkpoint"},
+    **{f"marl_flow/{name}": CORE | FLOW for name in FLOW},
+    "marl_flow/cli": EVERYTHING,
+    "marl_flow/doctor": EVERYTHING,
+    "marl_flow/quickstart": EVERYTHING,
+    "marl_flow/__main__": EVERYTHING,
+    "envs": BOTTOM | {"envs"},
+    "datasets": BOTTOM | {"datasets"},
+    "baselines": CORE | FLOW | {"baselines"},
+    "benchmarks": EVERYTHING,
+}
+MAY_PRINT = {"marl_flow/cli.py", "benchmarks/bench.py"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module a file imports, anywhere in it, as a dotted name; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
+    """Every call with its dotted name, `x.y.f` or `f`; an unnamed receiver reads `?`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            parts, target = [], node.func
+            while isinstance(target, ast.Attribute):
+                parts.append(target.attr)
+                target = target.value
+            parts.append(target.id if isinstance(target, ast.Name) else "?")
+            yield ".".join(reversed(parts)), node
+
+
+def parsed() -> Iterator[tuple[str, ast.Module]]:
+    for path in SOURCES:
+        yield name_of(path), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def direction_faults(name: str, tree: ast.AST) -> list[str]:
+    stem = name.removesuffix(".py")
+    allowed = MAY_IMPORT.get(stem, MAY_IMPORT.get(stem.partition("/")[0]))
+    if allowed is None:
+        return [f"{name}: has no entry in MAY_IMPORT; decide what it may import"]
+    is_baseline = stem.startswith("baselines/") and stem != "baselines/__init__"
+    faults = []
+    for module in imports(tree):
+        parts = module.split(".")
+        if parts[0] in PACKAGES[1:]:
+            faults.append(f"{name}: `{module}` is imported outside marl_flow (a second copy, or another library)")
+        elif parts[0] == "marl_flow" and len(parts) > 1 and allowed != EVERYTHING and parts[1] not in allowed:
+            faults.append(f"{name}: must not import {module}")
+        elif parts[:2] == ["marl_flow", "baselines"] and is_baseline and parts[2:3] != ["networks"]:
+            faults.append(f"{name}: baselines never import each other, found {module}")
+    return faults
+
+
+DRAWS = {"rand", "randn", "randint", "randperm", "multinomial", "normal", "bernoulli", "poisson"}
+DRAWS_IN_PLACE = {
+    "normal_",
+    "uniform_",
+    "random_",
+    "bernoulli_",
+    "exponential_",
+    "cauchy_",
+    "log_normal_",
+    "geometric_",
+}
+
+
+def random_faults(name: str, tree: ast.AST) -> list[str]:
+    """Draws from a global generator. Initialisers of torch.nn are exempt: they run inside `seeding.global_scope`."""
+    faults = [
+        f"{name}: imports the global module random" for module in imports(tree) if module.split(".")[0] == "random"
+    ]
+    for called, node in calls(tree):
+        head, _, last = called.rpartition(".")
+        has_generator = any(keyword.arg == "generator" for keyword in node.keywords)
+        like = head == "torch" and last.startswith("rand") and last.endswith("_like")  # takes no generator
+        drawn = (head == "torch" and last in DRAWS) or (last in DRAWS_IN_PLACE and not head.endswith("init"))
+        if like or (drawn and not has_generator):
+            faults.append(f"{name}:{node.lineno}: {called} without a generator")
+        elif head in ("np.random", "numpy.random") and (
+            last not in ("default_rng", "Generator", "PCG64") or not node.args
+        ):
+            faults.append(f"{name}:{node.lineno}: {called} draws from, or seeds, global or unknown state")
+        elif name != "marl_flow/seeding.py" and (
+            called == "torch.manual_seed" or head in ("torch.random", "torch.cuda.random")
+        ):
+            faults.append(f"{name}:{node.lineno}: {called} belongs in seeding.py")
+    return faults
+
+
+def call_faults(name: str, tree: ast.AST) -> list[str]:
+    banned = {"eval", "exec", "breakpoint"} | (set() if name in MAY_PRINT else {"print"})
+    return [f"{name}:{node.lineno}: calls {called}" for called, node in calls(tree) if called in banned]
+
+
+def test_imports_go_one_way() -> None:
+    """Catches a simulator reaching into an algorithm, baselines into each other, and `import envs`."""
+    assert [fault for name, tree in parsed() for fault in direction_faults(name, tree)] == []
+
+
+def test_no_file_of_the_packages_prints_or_evaluates_text() -> None:
+    """Catches print debugging, and names resolved by eval or exec."""
+    assert [fault for name, tree in parsed() for fault in call_faults(name, tree)] == []
+
+
+def test_randomness_comes_from_a_generator() -> None:
+    """Catches numbers drawn from global state, which make a run depend on what ran before it."""
+    assert [fault for name, tree in parsed() for fault in random_faults(name, tree)] == []
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "text"),
+    [
+        (direction_faults, "envs/mpe.py", "from marl_flow.datasets import store"),
+        (direction_faults, "envs/mpe.py", "def f():\n    import marl_flow.flow_policy"),
+        (direction_faults, "baselines/bc.py", "from marl_flow.baselines.ma_td3_bc import MATD3BC"),
+        (direction_faults, "benchmarks/report.py", "import envs"),
+        (direction_faults, "benchmarks/report.py", "from datasets import load"),
+        (direction_faults, "marl_flow/new_room.py", "import torch"),
+        (call_faults, "envs/mpe.py", "print(1)"),
+        (call_faults, "marl_flow/cli.py", "eval('1')"),
+        (random_faults, "envs/mpe.py", "import random"),
+        (random_faults, "envs/mpe.py", "import torch\ntorch.rand(3)"),
+        (random_faults, "envs/mpe.py", "import torch\ntorch.randn_like(x, dtype=d)"),
+        (random_faults, "envs/mpe.py", "x.uniform_(0, 1)"),
+        (random_faults, "envs/mpe.py", "np.random.normal(3)"),
+        (random_faults, "envs/mpe.py", "np.random.default_rng()"),
+        (random_faults, "envs/mpe.py", "torch.manual_seed(0)"),
+    ],
+)
+def test_the_checks_see_what_they_look_for(check, name: str, text: str) -> None:
+    """Catches a check that passes everything."""
+    assert len(check(name, ast.parse(text))) == 1
+
+
+def test_every_config_field_is_read() -> None:
+    """Catches options that reach nothing: every field of a *Config dataclass is read outside its own validation."""
+    fields, read = set(), set()
+    for _, tree in parsed():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                fields |= {
+                    (node.name, item.target.id)
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
+                checks = [
+                    item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__post_init__"
+                ]
+                own = {id(inner) for check in checks for inner in ast.walk(check)}
+                read |= {i.attr for i in ast.walk(node) if isinstance(i, ast.Attribute) and id(i) not in own}
+        outside = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config"))]
+        read |= {i.attr for node in outside for i in ast.walk(node) if isinstance(i, ast.Attribute)}
+    assert fields, "no config was found: the check looks in the wrong place"
+    assert sorted((kind, name) for kind, name in fields if name not in read) == []
+
+
+def test_files_name_no_machine() -> None:
+    """Catches absolute paths of somebody's machine and package-index addresses in anything that is shipped."""
+    places = "|".join(["home", "root", "work", "Users", "mnt", "opt"])
+    banned = re.compile(rf"(?<![\w.~:/-])/(?:{places})/\w|--(?:extra-)?index-url|https?://[^\s/]*pypi")
+    suffixes = {".py", ".md", ".cfg", ".toml", ".txt", ".csv", ".yaml", ".yml", ".cff", ".json"}
+    skipped = {".git", ".venv", "runs", "build", "dist", "__pycache__"}
+    found = []
+    for path in sorted(ROOT.rglob("*")):
+        if skipped & set(path.relative_to(ROOT).parts) or not path.is_file():
+            continue
+        if path.suffix in suffixes or path.name in ("Makefile", "run"):
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if banned.search(line):
+                    found.append(f"{name_of(path)}:{number}: {line.strip()}")
+    assert found == []
+
+
+HEAVY = ("matplotlib", "tyro", "PIL", "gymnasium", "pettingzoo", "mpe2", "mujoco", "pygame", "smac", "smacv2")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Which heavy libraries a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nsys.stdout.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()} & {*HEAVY, "torch", "tensorboard"}
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    """Catches work at import: the bare package must not even load torch."""
+    assert loaded_by("import marl_flow") == set()
+
+
+def test_importing_every_folder_loads_no_simulator_plotting_or_cli_library() -> None:
+    """Catches an optional library imported at the top of a module that the core needs."""
+    core = [f"marl_flow.{path.stem}" for path in sorted((ROOT / "marl_flow").glob("*.py"))]
+    core = [
+        name for name in core if name.rpartition(".")[2] not in ("__init__", "__main__", "cli", "quickstart", "doctor")
+    ]
+    modules = [*core, *(f"marl_flow.{package}" for package in PACKAGES[1:])]
+    assert loaded_by("import " + ", ".join(modules)) <= {"torch"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Names in a wheel built from a copy of the checkout."""
+    pytest.importorskip("setuptools", reason="building the wheel needs setuptools in this environment")
+    copy = tmp_path_factory.mktemp("checkout") / "copy"
+    drop = shutil.ignore_patterns(".*", "__pycache__", "runs", "build", "dist", "*.egg-info", "tests", "docs")
+    shutil.copytree(ROOT, copy, ignore=drop)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(copy),
+        str(copy),
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (built,) = copy.glob("*.whl")
+    return set(zipfile.ZipFile(built).namelist())
+
+
+def test_the_wheel_carries_every_module_and_data_file(wheel: set[str]) -> None:
+    """Catches a nested package or data file missing from setup.cfg, which works editable and is gone once installed."""
+    expected = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith("."):
+                inside = path.relative_to(ROOT).as_posix()
+                expected.add(inside if package == "marl_flow" else f"marl_flow/{inside}")
+    assert "marl_flow/benchmarks/published_results.csv" in expected and "marl_flow/envs/__init__.py" in expected
+    assert sorted(expected - wheel) == []
+
+
+def test_the_wheel_puts_nothing_generic_into_site_packages(wheel: set[str]) -> None:
+    """Catches a top-level `datasets` or `envs` beside marl_flow, and tests or runs shipped by accident."""
+    assert {name.partition("/")[0] for name in wheel if ".dist-info/" not in name} == {"marl_flow"}
+    assert not [name for name in wheel if "/tests/" in name or "/runs/" in name]
