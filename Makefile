@@ -20,10 +20,14 @@ quickstart: install
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The package's folders lie at the root, where mypy would take them for packages of their own: it is shown a tree of links.
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types/marl_flow
+	ln -s ../../../marl_flow/*.py ../../../marl_flow/py.typed build/types/marl_flow/
+	cd build/types/marl_flow && ln -s ../../../envs ../../../datasets ../../../baselines ../../../benchmarks .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p marl_flow
 
 format: install
 	$(BIN)/ruff format .

@@ -167,7 +167,7 @@ def _sorted_settings(settings: Sequence[str], config: Any) -> tuple[dict[str, st
         if name not in shared and (forced or name not in own):
             raise UserError(f"unknown setting {key!r}; {nearest(name, {*own, *shared})}; --show-config explains each")
         chosen = theirs if forced or name not in own else ours
-        if False:
+        if name in chosen:
             raise UserError(f"{key} is given twice, as {chosen[name]} and as {value}")
         chosen[name] = value
     return ours, theirs

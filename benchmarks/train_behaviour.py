@@ -66,12 +66,12 @@ class Actor(nn.Module):
 
     def __init__(self, spec: TaskSpec, hidden: int) -> None:
         super().__init__()
-        self.register_buffer("observation_mean", torch.zeros(spec.observation_size))
-        self.register_buffer("observation_std", torch.ones(spec.observation_size))
+        self.observation_mean = nn.Buffer(torch.zeros(spec.observation_size))
+        self.observation_std = nn.Buffer(torch.ones(spec.observation_size))
         sizes = [spec.observation_size, hidden, hidden, spec.action.size]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
         with torch.no_grad():
-            self.layers[-1].weight.mul_(0.01)
+            self.layers[-1].get_parameter("weight").mul_(0.01)
 
     def forward(self, observations: Tensor) -> Tensor:
         x = (observations - self.observation_mean) / self.observation_std
@@ -184,13 +184,13 @@ def pack(quality: str, actors: list[Actor], noises: list[float]) -> dict[str, Te
     """The policy file's tensors of one quality (datasets/native.py), snapshots sharing the episodes equally."""
     size = len(actors)
     tensors = {
-        f"layer{i}.{part}": torch.stack([getattr(actor.layers[i], part) for actor in actors]).half()
+        f"layer{i}.{part}": torch.stack([actor.layers[i].get_parameter(part) for actor in actors]).half()
         for i in range(len(actors[0].layers))
         for part in ("weight", "bias")
     }
     for name in ("observation_mean", "observation_std"):
         tensors[name] = torch.stack([getattr(actor, name) for actor in actors])
-    action_size = actors[0].layers[-1].out_features
+    action_size = len(actors[0].layers[-1].get_parameter("bias"))
     tensors["log_std"] = torch.tensor(noises).log()[:, None].expand(size, action_size).contiguous()
     tensors["episodes_share"] = torch.full((size,), 1.0 / size)
     return {f"{quality}/{name}": value for name, value in tensors.items()}

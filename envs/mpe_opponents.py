@@ -39,41 +39,46 @@ class FleeingPrey:
     DIRECTIONS = 16
 
     def __init__(
-        self, *, num_obstacles: int, num_landmarks: int, effort: float = 0.1, device: torch.device | str = "cpu"
+        self,
+        *,
+        num_obstacles: int,
+        num_landmarks: int,
+        effort: float = 0.1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """The first num_obstacles of num_landmarks seen are solid; the others are ignored."""
         if not 0.0 < effort <= 1.0:
             raise UserError(f"FleeingPrey: expected an effort above 0 and up to 1, got {effort}")
         angles = torch.arange(self.DIRECTIONS, dtype=torch.float64) * (2.0 * math.pi / self.DIRECTIONS)
-        self._headings = torch.stack([angles.cos(), angles.sin()]).to(device)  # [2, D]
-        self.num_obstacles, self.num_landmarks, self.effort = num_obstacles, num_landmarks, effort
+        headings = torch.stack([angles.cos(), angles.sin()], dim=1)  # [D, 2]
+        self._actions = (effort * headings).to(device=device, dtype=dtype)
+        self._places = (self.LOOK_AHEAD * headings.t()[:, :, None]).to(device=device, dtype=dtype)  # [2, D, 1]
+        first_predator = 4 + 2 * num_landmarks
+        self.observation_size = first_predator + 6  # and in world the flags, which it does not need
+        rows = [*range(first_predator, first_predator + 6), *range(4, 4 + 2 * num_obstacles)]
+        self._rows = torch.tensor(rows, device=device)
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         """Nothing is remembered."""
 
+    @torch.no_grad()
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        first_predator = 4 + 2 * self.num_landmarks
-        end = first_predator + 6
-        if observations.ndim != 3 or observations.shape[1] != 1 or observations.shape[2] < end:
+        if observations.ndim != 3 or observations.shape[1] != 1 or observations.shape[2] < self.observation_size:
             raise UserError(
-                f"a prey among {self.num_landmarks} landmarks expects observations [E, 1, {end} or more], "
+                f"the scripted prey expects observations [E, 1, {self.observation_size} or more], "
                 f"got {tuple(observations.shape)}"
             )
         rows = observations[:, 0].t()  # [O, E]
-        headings = self._headings.to(rows.dtype)
-        places = self.LOOK_AHEAD * headings[:, :, None]  # [2, D, 1]
-        beyond = (rows[2:4, None] + places).abs_().sub_(self.BORDER).clamp_(min=0.0).sum(0)
-        threat = _squared_distances(rows[first_predator:end], places).add_(0.01).reciprocal_().sum(0)
-        depth = self.SKIRT - _squared_distances(rows[4 : 4 + 2 * self.num_obstacles], places).sqrt_()
-        beyond += depth.clamp_(min=0.0).sum(0)
-        best = threat.add_(beyond, alpha=self.PRICE).argmin(0)  # [E]
-        return (self.effort * headings).t()[best][:, None]
-
-
-def _squared_distances(offsets: Tensor, places: Tensor) -> Tensor:
-    """[K, D, E] from places [2, D, 1] to K entities at offsets [2 K, E]."""
-    apart = offsets.view(-1, 2, 1, offsets.shape[-1]) - places
-    return apart.mul_(apart).sum(1)
+        places = self._places.to(rows.dtype)
+        beyond = (rows[2:4, None] + places).abs_().sub_(self.BORDER).clamp_(min=0.0).sum(0)  # [D, E]
+        offsets = rows.index_select(0, self._rows).view(-1, 2, 1, rows.shape[1])
+        apart = offsets - places  # [3 predators and the obstacles, 2, D, E]
+        squared = apart.square_().sum(1)
+        threat = squared[:3].add(0.01).reciprocal_().sum(0)
+        depth = squared[3:].sqrt().neg_().add_(self.SKIRT).clamp_(min=0.0).sum(0)
+        best = threat.add_(beyond.add_(depth), alpha=self.PRICE).argmin(0)  # [E]
+        return self._actions.to(rows.dtype).index_select(0, best)[:, None]
 
 
 class NetworkPrey:

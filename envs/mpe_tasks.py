@@ -69,7 +69,7 @@ class ParticleEnv:
         if kind.has_prey and opponent is None:
             obstacles = len(kind.indices("obstacle"))
             landmarks = kind.num_entities - kind.num_agents
-            opponent = FleeingPrey(num_obstacles=obstacles, num_landmarks=landmarks, device=self._device)
+            opponent = FleeingPrey(num_obstacles=obstacles, num_landmarks=landmarks, device=self._device, dtype=dtype)
         self._opponent = opponent
         self._bodies = build_bodies(
             radii=kind.radii,

@@ -15,13 +15,15 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 LABEL_SCALE = 30.0
-"""Continuous time in [0, 1] is spread over this range before the sinusoidal embedding, which resolves units. Wide enough
+"""Continuous time in [0, 1] is spread over this range before the sinusoidal embedding, which resolves units: wide enough
 to tell times 0.03 apart, narrow enough for the derivative by time that the `jvp` objective needs (1000 diverges)."""
 
 
@@ -31,7 +33,8 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         half = width // 2
-        self.register_buffer("frequencies", torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1))), False)
+        frequencies = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
+        self.frequencies = nn.Buffer(frequencies, persistent=False)
 
     def forward(self, labels: Tensor) -> Tensor:
         angles = labels[:, None] * self.frequencies
@@ -151,17 +154,21 @@ class UNetBackbone(nn.Module):
             resample = nn.Identity() if last else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
             self.down.append(Stage(inputs, outputs, embedding, resample))
         self.middle = Stage(channels[-1], channels[-1], embedding, nn.Identity())
-        self.attention = nn.ModuleList([CoordinatedVelocityAttention(channels[-1], embedding, heads)])
+        self.blocks = nn.ModuleList([CoordinatedVelocityAttention(channels[-1], embedding, heads)])
         self.up = nn.ModuleList()
         for inputs, outputs in reversed(pairs[1:]):
-            self.attention.append(CoordinatedVelocityAttention(outputs, embedding, heads))
+            self.blocks.append(CoordinatedVelocityAttention(outputs, embedding, heads))
             upsample = nn.ConvTranspose1d(inputs, inputs, 4, stride=2, padding=1)
             self.up.append(Stage(2 * outputs, inputs, embedding, upsample))
         if attention_on_every_skip:
-            self.attention.append(CoordinatedVelocityAttention(channels[1], embedding, heads))
+            self.blocks.append(CoordinatedVelocityAttention(channels[1], embedding, heads))
             self.up.append(Stage(2 * channels[1], channels[1], embedding, nn.Identity()))
         self.final = ConvBlock(channels[1], channels[1])
         self.output = nn.Conv1d(channels[1], observation_size, 1)
+
+    @property
+    def attention(self) -> Sequence[CoordinatedVelocityAttention]:
+        return cast("Sequence[CoordinatedVelocityAttention]", self.blocks)
 
     def forward(
         self, z: Tensor, known: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
@@ -177,17 +184,17 @@ class UNetBackbone(nn.Module):
         x = z.permute(0, 2, 3, 1).reshape(batch * agents, size, frames)
         active = functional.mish(embedding).reshape(batch * agents, -1)
 
-        def attend(block: nn.Module, features: Tensor) -> Tensor:
+        def attend(block: CoordinatedVelocityAttention, features: Tensor) -> Tensor:
             split = features.reshape(batch, agents, *features.shape[1:])
             return block(split, embedding, gate_scale, attention_out).reshape(features.shape)
 
         skips = []
-        for stage in self.down:
+        for stage in cast("Sequence[Stage]", self.down):
             x = stage(x, active)
             skips.append(x)
             x = stage.resample(x)
         x = attend(self.attention[0], self.middle(x, active))
-        for stage, block in zip(self.up, self.attention[1:], strict=True):
+        for stage, block in zip(cast("Sequence[Stage]", self.up), self.attention[1:], strict=True):
             x = torch.cat([x, attend(block, skips.pop())], dim=1)
             x = stage.resample(stage(x, active))
         out = self.output(self.final(x))
@@ -225,8 +232,8 @@ class TokenBackbone(nn.Module):
         self.output = nn.Linear(width, frames * observation_size)
 
     @property
-    def attention(self) -> list[nn.Module]:
-        return [block.attention for block in self.blocks]
+    def attention(self) -> Sequence[CoordinatedVelocityAttention]:
+        return [block.attention for block in cast("Sequence[TokenBlock]", self.blocks)]
 
     def forward(
         self, z: Tensor, known: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
@@ -312,39 +319,50 @@ class InverseDynamics(nn.Module):
     ) -> None:
         super().__init__()
         self.from_difference = from_difference
-        sizes = [(2 * observation_size, hidden), (hidden, hidden), (hidden, outputs)]
-        self.heads = nn.ModuleList(
-            nn.ModuleList(nn.Linear(i, o) for i, o in sizes) for _ in range(1 if num_heads is None else num_heads)
-        )
+        heads = 1 if num_heads is None else num_heads
+        self.first = _Heads(heads, 2 * observation_size, hidden)
+        self.second = _Heads(heads, hidden, hidden)
+        self.last = _Heads(heads, hidden, outputs)
 
     def forward(self, frame: Tensor, following: Tensor) -> Tensor:
         x = torch.cat([frame, following - frame if self.from_difference else following], dim=-1)
-        if len(self.heads) == 1:
-            first, second, last = self.heads[0]
-            return last(functional.relu(second(functional.relu(first(x)))))
-        for layer in range(3):  # heads side by side: one batched product per layer, agents on axis -2
-            weight = torch.stack([head[layer].weight for head in self.heads])  # [N, out, in]
-            bias = torch.stack([head[layer].bias for head in self.heads])
-            x = torch.einsum("...ni,noi->...no", x, weight) + bias
-            x = functional.relu(x) if layer < 2 else x
-        return x
+        return self.last(functional.relu(self.second(functional.relu(self.first(x)))))
 
 
-class PolyakAverage:
+class _Heads(nn.Module):
+    """One linear layer [..., N, in] -> [..., N, out] shared by the agents, or one of its own for each of N."""
+
+    def __init__(self, heads: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(inputs, outputs) for _ in range(heads)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.weight) == 1:
+            return functional.linear(x, self.weight[0], self.bias[0])
+        return torch.einsum("...ni,noi->...no", x, self.weight) + self.bias
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class PolyakAverage(Generic[M]):
     """Running average of a module's parameters, held in a frozen copy.
 
     Copied outright before `start` updates, afterwards moved every `every` updates:
     average <- decay * average + (1 - decay) * weights.
     """
 
-    def __init__(self, module: nn.Module, decay: float, *, every: int = 1, start: int = 0) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False)
+    def __init__(self, module: M, decay: float, *, every: int = 1, start: int = 0) -> None:
+        self.module: M = copy.deepcopy(module).requires_grad_(False)
         self.decay, self.every, self.start = decay, every, start
 
     @torch.no_grad()
-    def step(self, module: nn.Module, update: int) -> None:
+    def step(self, module: M, update: int) -> None:
         """`update` counts from 1."""
         if update % self.every:
             return
-        averages, weights = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        averages: list[Tensor] = list(self.module.parameters())
+        weights: list[Tensor] = [parameter.detach() for parameter in module.parameters()]
         torch._foreach_lerp_(averages, weights, 1.0 if update < self.start else 1.0 - self.decay)

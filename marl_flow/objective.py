@@ -61,8 +61,8 @@ def regressand(objective: Objective, u: Velocity, noisy: Tensor, velocity: Tenso
     if objective == "instantaneous":
         return u(noisy, t, t)
     if objective == "jvp":
-        value, derivative = torch.func.jvp(lambda z, time: u(z, time, time), (noisy, t), (velocity, torch.ones_like(t)))
-        return value + expand(t - r, noisy) * derivative.detach()
+        along = torch.func.jvp(lambda z, time: u(z, time, time), (noisy, t), (velocity, torch.ones_like(t)))
+        return along[0] + expand(t - r, noisy) * along[1].detach()
     at_r = u(noisy, t, r)
     with torch.no_grad():
         difference = u(noisy, t, t) - at_r.detach()

@@ -25,7 +25,7 @@ _RENAMES = (
     (r"^model\.net\.final_conv\.0\.block\.0\.", "network.backbone.final.conv."),
     (r"^model\.net\.final_conv\.0\.block\.2\.", "network.backbone.final.norm."),
     (r"^model\.net\.final_conv\.1\.", "network.backbone.output."),
-    (r"^model\.self_attn\.(\d+)\.", r"network.backbone.attention.\1."),
+    (r"^model\.self_attn\.(\d+)\.", r"network.backbone.blocks.\1."),
     (r"^(network\.backbone\.(?:down|up)\.\d+)\.0\.", r"\1.first."),
     (r"^(network\.backbone\.(?:down|up)\.\d+)\.1\.", r"\1.second."),
     (r"^(network\.backbone\.(?:down|up)\.\d+)\.2\.conv\.", r"\1.resample."),
@@ -39,7 +39,7 @@ _RENAMES = (
     (r"\.(query|key|value)_layer\.", r".\1."),
     (r"\.(query|key|value)_time_mlp\.1\.", r".\1_embedding."),
 )
-_INVERSE_LAYER = {"0": "0", "2": "1", "4": "2"}  # linear layers of the reference's Sequential, ours in order
+_INVERSE_LAYER = {"0": "first", "2": "second", "4": "last"}  # linear layers of the reference's Sequential
 
 
 def convert(state: Mapping[str, Tensor], num_attention: int) -> dict[str, Tensor]:
@@ -48,20 +48,20 @@ def convert(state: Mapping[str, Tensor], num_attention: int) -> dict[str, Tensor
     The reference builds one attention block more than it runs (`self_attn.3` at three levels): blocks from
     `num_attention` on are dropped. Nothing else is.
     """
-    converted = {}
+    converted: dict[str, Tensor] = {}
+    heads: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
         if (block := re.match(r"^model\.self_attn\.(\d+)\.", key)) and int(block.group(1)) >= num_attention:
             continue
-        if shared := re.match(r"^inv_model\.(\d)\.(weight|bias)$", key):
-            name = f"inverse.heads.0.{_INVERSE_LAYER[shared.group(1)]}.{shared.group(2)}"
-        elif own := re.match(r"^inv_model\.(\d+)\.(\d)\.(weight|bias)$", key):
-            name = f"inverse.heads.{own.group(1)}.{_INVERSE_LAYER[own.group(2)]}.{own.group(3)}"
-        else:
-            name = key
-            for pattern, replacement in _RENAMES:
-                name = re.sub(pattern, replacement, name)
+        if head := re.match(r"^inv_model\.(?:(\d+)\.)?([024])\.(weight|bias)$", key):
+            agent, layer, part = head.groups()
+            heads.setdefault(f"inverse.{_INVERSE_LAYER[layer]}.{part}", {})[int(agent or 0)] = value
+            continue
+        name = key
+        for pattern, replacement in _RENAMES:
+            name = re.sub(pattern, replacement, name)
         converted[name] = value
-    return converted
+    return converted | {name: torch.stack([own[i] for i in sorted(own)]) for name, own in heads.items()}
 
 
 def load(model: CoFlowModel, state: Mapping[str, Tensor]) -> None:

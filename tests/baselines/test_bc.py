@@ -67,8 +67,8 @@ def test_padding_cannot_change_the_loss(action: ActionSpec) -> None:
     changed = dataclasses.replace(data, observations=data.observations.clone(), actions=data.actions.clone())
     changed.observations[padded] += 9.0
     changed.actions[padded] = 1 if action.is_discrete else 0.5
-    loss, again = algorithm.loss(data)[0], algorithm.loss(changed)[0]
-    assert torch.isfinite(loss) and float(loss) == pytest.approx(float(again))
+    loss, again = (algorithm.loss(one)[0].item() for one in (data, changed))
+    assert 0 < loss == pytest.approx(again)
     alone = batch(action)
     kept = dataclasses.replace(
         alone,
@@ -78,7 +78,7 @@ def test_padding_cannot_change_the_loss(action: ActionSpec) -> None:
             if (value := getattr(alone, field.name)) is not None
         },
     )
-    assert float(loss) == pytest.approx(float(algorithm.loss(kept)[0]))
+    assert loss == pytest.approx(algorithm.loss(kept)[0].item())
 
 
 def test_the_loss_of_choices_counts_legal_ones_only() -> None:
@@ -124,7 +124,7 @@ def test_an_agent_acts_on_its_own_observation_and_index(action: ActionSpec) -> N
 def test_it_learns_its_batch(action: ActionSpec) -> None:
     """Catches a loss on other units or frames than acting uses: eight windows are learnt by heart."""
     algorithm, data = build(action, hidden=(64,), learning_rate=3e-3), batch(action, 8)
-    for _ in range(600):
+    for _ in range(300):
         algorithm.update(data, seeded())
     mask = None if data.action_mask is None else data.action_mask[:, 0]
     acted = algorithm.policy(Acting()).act(data.observations[:, 0], mask, torch.zeros(8, AGENTS))

@@ -234,7 +234,7 @@ def test_actor_loss_by_hand() -> None:
     actions = torch.tensor([[[0.5], [0.0]], [[0.0], [0.0]]])
     loss = actor_loss(values, actions, torch.zeros_like(actions), torch.ones(2, dtype=torch.bool), 3.0)
     # improvement: mean of (2, -4) * 3/3 and (-20, 40) * 3/30; imitation: 0.25 / 4
-    assert float(loss) == pytest.approx(0.0625 - (2 - 4 - 2 + 4) / 4)
+    assert loss.item() == pytest.approx(0.0625 - (2 - 4 - 2 + 4) / 4, rel=1e-4)
     loss.backward()
     torch.testing.assert_close(values.grad, torch.tensor([[-0.25, -0.025], [-0.25, -0.025]]))
 
@@ -284,15 +284,14 @@ def test_discrete_tasks_and_impossible_requests_are_refused() -> None:
 
 
 def test_it_learns_what_imitation_cannot() -> None:
-    """Catches a sign error anywhere: data are uniform, the reward is best at 0.5 and 3, one step per episode."""
-    algorithm = build(hidden=(32,), learning_rate=3e-3, alpha=20.0)
-    draw = np.random.default_rng(0)
-    best, box = torch.tensor([0.5, 3.0]), torch.tensor([2.0, 4.0])
-    for _ in range(400):
-        unit = torch.from_numpy(draw.uniform(size=(128, 1, AGENTS, ACTIONS)).astype(np.float32))
-        actions = unit * box - torch.tensor([1.0, 0.0])
-        rewards = -(((actions - best) / box) ** 2).sum(-1) * 8
-        data = batch(128, actions=actions, rewards=rewards, terminated=torch.ones(128, 1, dtype=torch.bool))
-        algorithm.update(data, noise())
+    """Catches a sign error anywhere: data are uniform in the box, whose corner (1, 0) is paid best."""
+    algorithm, draw = build(hidden=(32,)), np.random.default_rng(0)
+    corner = torch.tensor([1.0, 0.0])
+    for seed in range(150):
+        unit = torch.from_numpy(draw.uniform(size=(64, 1, AGENTS, ACTIONS)).astype(np.float32))
+        actions = unit * torch.tensor([2.0, 4.0]) - torch.tensor([1.0, 0.0])
+        rewards = actions[..., 0] - actions[..., 1] / 2
+        ends = torch.ones(64, 1, dtype=torch.bool)
+        algorithm.update(batch(64, seed, actions=actions, rewards=rewards, terminated=ends), noise(seed))
     actions = algorithm.policy(Acting()).act(batch(64).observations[:, 0], None, torch.zeros(64, AGENTS))
-    torch.testing.assert_close(actions.mean((0, 1)), best, rtol=0, atol=0.3)
+    torch.testing.assert_close(actions.mean((0, 1)), corner, rtol=0, atol=0.4)

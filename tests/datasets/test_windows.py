@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -190,17 +189,19 @@ def test_draws_repeat_with_their_generator(make_store) -> None:
     assert not torch.equal(first.observations, other.observations)
 
 
-def test_sampling_from_disk_copies_nothing_and_cannot_write(tmp_path: Path, make_store) -> None:
-    """Catches a second copy of the data in memory, torch's warning of read-only memory, and a draw that aliases it."""
+def test_sampling_from_disk_copies_nothing_and_cannot_write(tmp_path: Path, make_store, monkeypatch) -> None:
+    """Catches a second copy of the data in memory, read-only memory under torch (it warns), and a draw that aliases."""
     write_store(tmp_path / "data", make_store([2, 5]))
     store = open_store(tmp_path / "data")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        windows = sampler(store, 0, 1)
-        assert windows._observations.data_ptr() == store.observations.ctypes.data
-        batch = windows.at([0], [0])
+    wrapped, wrap = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: wrapped.append(array) or wrap(array))
+    windows = sampler(store, 0, 1)
+    assert all(array.flags.writeable for array in wrapped)
+    for mine, theirs in ((windows._observations, store.observations), (windows._rewards, store.rewards)):
+        assert mine.data_ptr() == theirs.ctypes.data and not theirs.flags.writeable
+    batch = windows.at([0], [0])
     batch.observations.fill_(7.0)
-    assert store.observations[0, 0, 0] == 0.0 and not store.observations.flags.writeable
+    assert store.observations[0, 0, 0] == 0.0
     open_store(tmp_path / "data")
 
 

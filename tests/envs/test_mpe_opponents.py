@@ -91,7 +91,7 @@ FAR = [[9.0, 9.0], [9.0, -9.0]]
 def test_scripted_prey_runs_from_predators_borders_and_obstacles() -> None:
     """Catches a sign, and obstacles read where predators stand in the observation."""
     prey = FleeingPrey(num_obstacles=2, num_landmarks=2, effort=0.5)
-    chased = prey.act(seen_by_prey((0.0, 0.0), FAR, [[-0.3, 0.0], [9.0, 9.0], [9.0, 9.0]]), None, NOTHING)[0, 0]
+    chased = prey.act(seen_by_prey((0.0, 0.0), FAR, [[9.0, 9.0], [9.0, 9.0], [-0.3, 0.0]]), None, NOTHING)[0, 0]
     assert chased.tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
     cornered = prey.act(seen_by_prey((0.85, 0.0), FAR, [[0.5, 0.0]] * 3), None, NOTHING)[0, 0]
     assert cornered[0] < 0.1 and abs(float(cornered[1])) > 0.4
@@ -119,6 +119,40 @@ def test_effort_makes_it_hard_to_catch(task_id: str) -> None:
     easy, _ = chase(task_id, 0.1)
     hard, outside = chase(task_id, 1.0)
     assert easy > 70.0 and hard < 0.0 and outside < 0.05
+
+
+class Notebook:
+    """A still prey that writes down what it is told."""
+
+    network_passes = 0
+
+    def __init__(self) -> None:
+        self.resets: list[tuple[int, int]] = []
+        self.told: list[tuple[Tensor, Tensor]] = []
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None:
+        self.resets.append((num_envs, generator.initial_seed()))
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        assert action_mask is None
+        self.told.append((observations, rewards))
+        return torch.zeros(observations.shape[0], 1, 2)
+
+
+def test_any_policy_may_play_the_prey() -> None:
+    """Catches a prey that is never reset, sees the state after its own move, or is told the predators' reward."""
+    prey = Notebook()
+    env = envs.make("mpe/simple_tag", 3, opponent=prey)
+    env.reset([7, 8, 9])
+    before = torch.zeros(3)
+    for index in range(4):
+        seen, sums = env.opponent_observations, env.returns[:, 3]
+        env.step(torch.ones(3, 3, 2))
+        assert torch.equal(prey.told[index][0], seen) and seen.shape == (3, 1, 14)
+        assert torch.allclose(prey.told[index][1], (sums - before)[:, None], atol=1e-6)
+        before = sums
+    env.reset([10, 8, 9])
+    assert [count for count, _ in prey.resets] == [3, 3] and prey.resets[0] != prey.resets[1]
 
 
 def test_the_default_prey_is_the_scripted_one() -> None:

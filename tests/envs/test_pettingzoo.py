@@ -25,9 +25,9 @@ def test_pettingzoo_accepts_our_tasks(task_id: str) -> None:
 def test_an_exported_episode_is_the_same_episode() -> None:
     """Catches agents, rewards or flags mixed up on the way out, and a seed that means something else."""
     ours, theirs = envs.make("mpe/simple_spread", 1), to_parallel_env("mpe/simple_spread", render_mode="rgb_array")
-    step = ours.reset([11])
-    observations, _ = theirs.reset(seed=11)
-    source = torch.Generator().manual_seed(0)
+    step = ours.reset([23])
+    observations, _ = theirs.reset(seed=23)
+    source, unequal = torch.Generator().manual_seed(0), False
     for index in range(25):
         assert np.array_equal(np.stack([observations[agent] for agent in ours.spec.agents]), step.observations[0])
         actions = torch.rand(1, 3, 2, generator=source)
@@ -36,6 +36,8 @@ def test_an_exported_episode_is_the_same_episode() -> None:
         observations, rewards, terminated, truncated, _ = theirs.step(given)
         assert [rewards[agent] for agent in ours.spec.agents] == step.rewards[0].tolist()
         assert not any(terminated.values()) and set(truncated.values()) == {index == 24}
+        unequal |= rewards["agent_0"] != rewards["agent_2"]
+    assert unequal, "no collision: the rewards' order was not tried"
     assert theirs.agents == [] and theirs.render().shape == (400, 400, 3)
     with pytest.raises(UserError, match=r"no episode is running; call reset"):
         theirs.step(given)
@@ -58,7 +60,7 @@ class Corridor(ParallelEnv):
         self.in_observation, self.sizes = in_observation, dict(zip(self.possible_agents, sizes, strict=True))
 
     def observation_space(self, agent):
-        box = gymnasium.spaces.Box(0.0, 9.0, (self.sizes[agent],), np.float32)
+        box = gymnasium.spaces.Box(0.0, {"left": 8.0, "right": 9.0}[agent], (self.sizes[agent],), np.float32)
         mask = gymnasium.spaces.Box(0, 1, (2,), np.int8)
         return gymnasium.spaces.Dict({"observation": box, "action_mask": mask}) if self.in_observation else box
 

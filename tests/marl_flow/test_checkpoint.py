@@ -62,11 +62,11 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    """Catches pruning by name (9 after 10) or of the newest, and a temporary file left behind."""
-    for update in (8, 9, 10, 100_000_000):
+    """Catches pruning by name (99999999 after 100000000) or of the newest, and a temporary file left behind."""
+    for update in (8, 9, 99_999_999, 100_000_000):
         path = checkpoint.save(tmp_path, example(update), keep=2)
     names = sorted(file.name for file in (tmp_path / "checkpoints").iterdir())
-    assert names == ["update_00000010.safetensors", "update_100000000.safetensors"]
+    assert names == ["update_100000000.safetensors", "update_99999999.safetensors"]
     assert checkpoint.latest(tmp_path) == path
 
 
@@ -98,7 +98,7 @@ def test_half_written_files_are_never_candidates(tmp_path: Path) -> None:
     """Catches a temporary name that the search for the newest checkpoint also matches."""
     good = checkpoint.save(tmp_path, example(5), keep=2)
     for name in ("update_00000009.safetensors.writing", "update_9.safetensors", "notes.txt"):
-        (good.parent / name).write_bytes(b"")
+        (good.parent / name).write_bytes(good.read_bytes())
     assert checkpoint.latest(tmp_path) == good
     assert checkpoint.latest(tmp_path / "nowhere") is None
 

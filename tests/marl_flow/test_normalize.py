@@ -158,7 +158,8 @@ def test_bad_input_is_refused() -> None:
             Normalizer.fit(kind, samples()).apply(torch.zeros(2, 2, 1))
 
 
-def store(discrete: bool = False) -> SimpleNamespace:
+def store(*, discrete: bool = False, final: bool = False) -> SimpleNamespace:
+    """Frames 0 2 3 | 7 11 of two episodes; without `final` the last of each is filling."""
     action = (
         ActionSpec(kind="discrete", size=4)
         if discrete
@@ -168,30 +169,40 @@ def store(discrete: bool = False) -> SimpleNamespace:
         spec=TaskSpec(
             task_id="a/b", agents=("x", "y"), observation_size=1, action=action, max_steps=3, team_reward="mean"
         ),
-        observations=np.array([0.0, 2.0, 50.0], np.float32)[:, None, None].repeat(2, axis=1),
-        actions=np.zeros((2, 2), np.int64) if discrete else np.array([[[-1.0], [3.0]]] * 2, np.float32),
-        real_frames=np.array([True, True, False]),
-        returns_to_go=lambda discount: np.array([[1.0, 3.0], [1.0, 3.0]], np.float32) * discount,
+        observations=np.array([0.0, 2.0, 3.0, 7.0, 11.0], np.float32)[:, None, None].repeat(2, axis=1),
+        actions=np.zeros((3, 2), np.int64) if discrete else np.array([[[-1.0], [3.0]]] * 3, np.float32),
+        offsets=np.array([0, 2, 3]),
+        real_frames=None if final else np.array([True, True, False, True, False]),
+        returns_to_go=lambda discount: np.array([[1.0, 3.0]] * 3, np.float32) * discount,
     )
 
 
 def test_normalizers_of_a_store() -> None:
     """Catches fitting on rows that are not real, returns with another discount than training's, and swapped parts."""
     found = Normalizers.fit("limits", store(), discount=0.5)
-    x = torch.tensor([[1.0], [2.0]])
-    torch.testing.assert_close(found.observations.apply(x), torch.tensor([[0.0], [1.0]]))
-    torch.testing.assert_close(found.actions.apply(x), torch.tensor([[0.0], [0.5]]))
-    torch.testing.assert_close(found.returns.apply(x), torch.tensor([[0.0], [2.0]]))  # mean 1, deviation 0.5
+    x = torch.tensor([[0.0], [7.0]])
+    torch.testing.assert_close(found.observations.apply(x), torch.tensor([[-1.0], [1.0]]))
+    torch.testing.assert_close(found.actions.apply(x), torch.tensor([[-0.5], [3.0]]))
+    torch.testing.assert_close(found.returns.apply(x), torch.tensor([[-2.0], [12.0]]))  # mean 1, deviation 0.5
     assert Normalizers.fit("cdf", store(discrete=True), discount=0.5).actions is None
+
+
+def test_changes_are_between_real_frames_of_one_episode() -> None:
+    """Catches a step scale measured across episode ends (3 to 7), to filling (2 to 3, 7 to 11), or in raw units."""
+    short = Normalizers.fit("limits", store(), discount=0.5).changes
+    assert short.tables["center"].tolist() == pytest.approx([2 / 3.5]) and short.tables["scale"].tolist() == [1.0]
+    whole = Normalizers.fit("limits", store(final=True), discount=0.5).changes
+    assert whole.tables["center"].tolist() == pytest.approx([np.mean([2, 1, 4]) / 5.5])
+    assert whole.tables["scale"].tolist() == pytest.approx([np.std([2, 1, 4]) / 5.5])
 
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_serialised_sets_are_the_same(discrete: bool) -> None:
     """Catches parts confused with each other in a checkpoint, and one that is missing but not missed."""
-    found = Normalizers.fit("limits", store(discrete), discount=0.5).to("cpu")
+    found = Normalizers.fit("limits", store(discrete=discrete), discount=0.5).to("cpu")
     state = load(save(found.state_dict()))
     again = Normalizers.from_state_dict(state)
-    for name in ("observations", "actions", "returns"):
+    for name in ("observations", "actions", "returns", "changes"):
         left, right = getattr(again, name), getattr(found, name)
         assert (left is None) == (right is None)
         if right is not None:
