@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.results import Row, label
+from marl_flow.benchmarks.scores import normalized_score, raw_return
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common kinds of colour vision."""
@@ -42,7 +44,7 @@ def plot(here: Sequence[Row], path: Path) -> None:
             axes.axhline(line[0].mean, linewidth=1.2, **style)
             axes.axhspan(*line[0].interval, color=style["color"], alpha=0.10, linewidth=0)
             continue
-        k = [row.first.num_sampling_steps for row in line]
+        k = [row.first.num_sampling_steps or 0 for row in line]
         axes.plot(
             k, [row.mean for row in line], marker="o" if centralized else "s", linewidth=1.6, markersize=5, **style
         )
@@ -61,11 +63,9 @@ def plot(here: Sequence[Row], path: Path) -> None:
     axes.set_xlabel("sampling steps k of one decision")
     axes.set_ylabel("team return per episode (sum of rewards)")
     if reference is not None:
-        span = reference.expert - reference.random
-        twin = axes.secondary_yaxis(
-            "right",
-            functions=(lambda y: 100 * (y - reference.random) / span, lambda y: reference.random + y * span / 100),
-        )
+        ends_of_scale = {"random": reference.random, "expert": reference.expert}
+        there, back = partial(normalized_score, **ends_of_scale), partial(raw_return, **ends_of_scale)
+        twin = axes.secondary_yaxis("right", functions=(there, back))
         twin.set_ylabel("normalised score (random 0, expert data 100)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)

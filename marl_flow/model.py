@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LABEL_SCALE = 30.0
-"""Continuous time in [0, 1] is spread over this range before the sinusoidal embedding, which resolves units: wide enough
-to tell times 0.03 apart, narrow enough for the derivative by time that the `jvp` objective needs (1000 diverges)."""
+"""Continuous time in [0, 1] is spread over this range before the sinusoidal embedding, which resolves units. Enough
+to tell times 0.03 apart, and not more than the derivative by time of the `jvp` objective bears (1000 diverges)."""
 
 
 class SinusoidalEmbedding(nn.Module):

@@ -234,11 +234,11 @@ def test_an_interrupted_report_leaves_the_former_one(tmp_path: Path, monkeypatch
 
 
 def test_rollouts_are_copied_and_linked(tmp_path: Path) -> None:
-    """Catches links into run folders, which break when the report is moved, and names that collide."""
-    for seed, parent in enumerate(("one", "two")):
+    """Catches links into run folders, which break when the report is moved, names that collide, superseded runs."""
+    for parent, seed in {"one": 0, "two": 1, "three": 0}.items():  # three: evaluated again, so one does not count
         folder = run(tmp_path / parent / "bc", line(result(training_seed=seed)))
         Image.new("RGB", (4, 4), "red").save(folder / "rollout_decentralized.gif")
-    report.write([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    report.write([tmp_path], tmp_path / "out")
     copies = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.gif"))
     text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert len(copies) == 2 and all(f"({name})" in text for name in copies)

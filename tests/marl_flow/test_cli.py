@@ -369,6 +369,7 @@ def test_the_tour_names_things_that_exist() -> None:
     ("requirement", "level"),
     [
         ("numpy>=2.0", "ok"),
+        ("torch>=2.6", "ok"),
         ("numpy>=99.1", "problem"),
         ("no-such-library>=1", "problem"),
         ("numpy", "ok"),
@@ -382,6 +383,6 @@ def test_doctor_compares_versions(requirement: str, level: str) -> None:
 
 
 def test_doctor_reads_versions_as_numbers() -> None:
-    """Catches 2.13 taken for older than 2.6."""
+    """Catches 2.13 taken for older than 2.6, and requirements of extras reported as missing."""
     assert doctor.release("2.13.0+cpu") == (2, 13, 0) > doctor.release("2.6")
     assert doctor.library('ruff>=0.6; extra == "dev"', {}) is None

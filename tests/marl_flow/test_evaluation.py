@@ -128,8 +128,9 @@ def test_returns_lengths_and_wins_are_the_known_ones(header: Header) -> None:
     assert first.config_digest == header.run.config_digest and 0 < first.latency_ms_p50 <= first.latency_ms_p95
 
 
-def test_masked_choices_are_passed_and_checked() -> None:
+def test_masked_choices_are_passed_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches masks given to the wrong rows, and illegal choices that an environment would quietly replace."""
+    monkeypatch.setattr(evaluation, "BLOCK", 4)
     (played,) = play(algorithm(action=CHOICE), lambda n: KnownEnv(n, CHOICE), [Acting()], SEEDS)
     first_legal = [[1 if (seed + step) % 3 == 0 else 0 for step in range(1 + seed % 5)] for seed in SEEDS]
     assert played.agent_returns[:, 0].tolist() == [float(sum(choices)) for choices in first_legal]

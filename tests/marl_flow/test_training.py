@@ -69,12 +69,13 @@ def test_a_run_folder_holds_what_it_should(tiny: ModuleType, tmp_path: Path) -> 
 
 def test_a_finished_run_is_left_alone_and_a_longer_one_refused_to_shrink(tiny: ModuleType, tmp_path: Path) -> None:
     """Catches training twice, and evaluating update 12 as if it were update 8."""
-    first = tiny.run(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name not in ("lock",)}
-    again = tiny.run(tmp_path)
+    plan = tiny.training(tensorboard=True)
+    first = tiny.run(tmp_path, training=plan)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
+    again = tiny.run(tmp_path, training=plan)
     assert (again.checkpoint, again.resumed_from) == (first.checkpoint, 12)
     assert again.header.seconds["update"] == first.header.seconds["update"]
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"} == before
     with pytest.raises(UserError, match="has trained 12 updates already, asked for 8"):
         tiny.run(tmp_path, training=tiny.training(updates=8))
 
@@ -116,12 +117,20 @@ def test_a_signal_stops_behind_a_checkpoint_and_the_run_goes_on(
 ) -> None:
     """Catches work lost to Ctrl-C or a cluster's SIGTERM, bits that differ after it, and handlers never given back."""
     before = signal.getsignal(number)
-    algorithm = sabotaged(6, lambda self, metrics: os.kill(os.getpid(), number))
+    during = []
+
+    def interrupt(self: Sabotaged, metrics: Metrics) -> None:
+        during.append(signal.getsignal(number))
+        os.kill(os.getpid(), number)
+        during.append(signal.getsignal(number))
+
+    algorithm = sabotaged(6, interrupt)
     with pytest.raises(TrainingStopped, match=rf"stopped by {number.name} after update 6 of 12.*update_00000006"):
         tiny.run(tmp_path / "stopped", algorithm=algorithm)
-    assert signal.getsignal(number) is before
+    assert during[0] is not before and during[1] is before, "a second signal must do what it always did"
     resumed, whole = tiny.run(tmp_path / "stopped"), tiny.run(tmp_path / "whole")
     assert resumed.resumed_from == 6
+    assert signal.getsignal(number) is before
     left, right = (checkpoint.load(result.checkpoint).tensors() for result in (resumed, whole))
     assert all(torch.equal(left[name], right[name]) for name in right)
     assert updates_logged(tmp_path / "stopped") == updates_logged(tmp_path / "whole")
