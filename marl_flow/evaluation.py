@@ -159,7 +159,7 @@ def play_together(env: VectorEnv, sides: Sequence[tuple[Policy, Sequence[int]]])
         if not any(unfinished):
             break
         chosen = [
-            _act(policy, step, span) if actions is None or unfinished[i] else actions[span]
+            _act(policy, step, span) if actions is None or unfinished[i] else _rest(actions, step, span)
             for i, ((policy, _), span) in enumerate(zip(sides, spans, strict=True))
         ]
         actions = torch.cat(chosen)
@@ -186,6 +186,11 @@ def play_together(env: VectorEnv, sides: Sequence[tuple[Policy, Sequence[int]]])
 def _act(policy: Policy, step: TimeStep, span: slice) -> Tensor:
     mask = None if step.action_mask is None else step.action_mask[span]
     return policy.act(step.observations[span], mask, step.rewards[span])
+
+
+def _rest(actions: Tensor, step: TimeStep, span: slice) -> Tensor:
+    """Actions for rows that are all over: the last ones, or the first legal choices."""
+    return actions[span] if step.action_mask is None else step.action_mask[span].to(actions.dtype).argmax(-1)
 
 
 def _check_actions(spec: TaskSpec, actions: Tensor, action_mask: Tensor | None, running: Tensor) -> None:
@@ -270,4 +275,5 @@ def machine(algorithm: Algorithm) -> tuple[str, str]:
     with contextlib.suppress(OSError, StopIteration):
         lines: Iterator[str] = iter(Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines())
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return device.type, f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return device.type, f"{name}, {threads} thread{'s' if threads > 1 else ''}"

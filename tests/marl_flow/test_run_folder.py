@@ -118,3 +118,13 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, b"after")
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_half_written_is_cleared_away(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches a run folder that fills up with temporary files, one per kill."""
+    first = tiny.run(tmp_path, training=tiny.training(updates=4))
+    left = [tmp_path / "config.json.writing", first.checkpoint.with_name("update_00000008.safetensors.writing")]
+    for path in left:
+        path.write_bytes(b"half")
+    tiny.run(tmp_path, training=tiny.training(updates=4))
+    assert not any(path.exists() for path in left) and first.checkpoint.exists()
