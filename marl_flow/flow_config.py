@@ -53,7 +53,8 @@ class CoFlowConfig:
     masked: bool = True
     """Loss over unknown real entries and legal actions only; False is the release's plain mean over everything."""
     condition_dropout: float = 0.0
-    """Probability that a training sample is shown no return, in [0, 1)."""
+    """Probability that a training sample is shown no return, in [0, 1). One draw for all its agents, since guidance
+    drops all of them at once; MADiff draws for each agent."""
     guidance_weight: float = 1.0
     """Unconditional + weight * (conditional - unconditional); 1 is the conditional field alone, one pass."""
     guidance_in_loss: bool = False
@@ -83,9 +84,22 @@ class CoFlowConfig:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.width % 16:
-            raise ValueError(f"width must be divisible by 16 (heads and normalisation groups), got {self.width}")
+        WindowSpec(history=self.history, horizon=self.horizon, discount=self.discount)
         for name, low, high in (
+            ("width", 16, None),
+            ("embedding_width", 4, None),
+            ("token_blocks", 1, None),
+            ("heads", 1, None),
+            ("time_bins", 1, None),
+            ("inverse_hidden", 1, None),
+            ("ema_every", 1, None),
+            ("ema_start", 0, None),
+            ("updates", 0, None),
+            ("batch_size", 1, None),
+            ("guidance_weight", 0.0, None),
+            ("returns_scale", 1e-12, None),
+            ("learning_rate", 1e-12, None),
+            ("gradient_clip", 1e-12, None),
             ("time_floor", 1e-6, 1.0),
             ("full_noise_share", 0.0, 1.0),
             ("condition_dropout", 0.0, 0.999),
@@ -93,14 +107,28 @@ class CoFlowConfig:
             ("final_learning_rate_share", 1e-6, 1.0),
             ("ema_decay", 0.0, 1.0),
         ):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
-        if self.guidance_weight != 1.0 and self.condition_dropout == 0.0 and not self.guidance_in_loss:
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
+                raise ValueError(f"{name}: expected {limit}, got {value}")
+        if self.width % 16 or (self.width // 4) % self.heads or self.embedding_width % 2:
             raise ValueError(
-                f"guidance_weight {self.guidance_weight} needs an unconditional field, which condition_dropout "
-                f"{self.condition_dropout} with guidance_in_loss False never trains"
+                "width must be divisible by 16 and width / 4 by heads, and embedding_width even, got width "
+                f"{self.width}, heads {self.heads}, embedding_width {self.embedding_width}"
             )
-        WindowSpec(history=self.history, horizon=self.horizon, discount=self.discount)
+        stride = 2 ** (len(self.unet_multipliers) - 1)
+        if self.backbone == "unet" and (not self.unet_multipliers or self.frames % stride):
+            raise ValueError(
+                f"a U-Net of {len(self.unet_multipliers)} levels needs history + 1 + horizon divisible by {stride}, "
+                f"got history {self.history} and horizon {self.horizon} ({self.frames} frames)"
+            )
+        if self.return_to_go_update and self.discount == 0.0:
+            raise ValueError("return_to_go_update divides by discount, which must then be above 0, got 0")
+        if self.guidance_weight != 1.0 and self.guidance_in_loss == (self.condition_dropout > 0.0):
+            raise ValueError(
+                f"guidance_weight {self.guidance_weight} needs an unconditional field: either guidance_in_loss or a "
+                f"condition_dropout above 0, not both, got {self.guidance_in_loss} and {self.condition_dropout}"
+            )
 
     @property
     def frames(self) -> int:

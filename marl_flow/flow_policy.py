@@ -99,7 +99,7 @@ class CoFlow:
         noise = torch.randn(data.shape, generator=generator, device=self.device)
         keep = None
         if config.condition_dropout:
-            keep = torch.rand(returns.shape, generator=generator, device=self.device) >= config.condition_dropout
+            keep = torch.rand(batch.size, 1, generator=generator, device=self.device) >= config.condition_dropout
         flow = self.flow_loss(targets, values, known, noise, t, r, returns, batch.valid, keep)
         inverse = self.inverse_loss(data, batch)
         total = (1 - config.inverse_weight) * flow + config.inverse_weight * inverse
@@ -129,15 +129,18 @@ class CoFlow:
                 z, time, label, returns, known, values, keep_returns=keep_returns, guidance=guidance
             )
 
-        noisy = torch.where(known[..., None], values, objectives.interpolate(data, noise, t))
         velocity = noise - data
-        squared = (objectives.regressand(config.objective, u, noisy, velocity, t, r) - velocity) ** 2
+        noisy = torch.where(known[..., None], values, objectives.interpolate(data, noise, t))
+        moving = ~known
+        if config.masked:  # frames past the end of an episode stay noise: nothing of the padding enters
+            real = functional.pad(valid, (config.history + 1, 0), value=True)[..., None]  # [B, F, 1]
+            noisy = torch.where(real[..., None], noisy, noise)
+            moving = moving & real
+        tangent = torch.where(moving[..., None], velocity, 0.0)  # how noisy moves with t
+        squared = (objectives.regressand(config.objective, u, noisy, tangent, t, r) - velocity) ** 2
         if config.output == "data":
             squared = squared * objectives.expand(t.clamp_min(config.time_floor), squared) ** 2
-        if not config.masked:
-            return squared.mean()
-        real = functional.pad(valid, (config.history + 1, 0), value=True)  # [B, F]
-        return objectives.masked_mean(squared, (~known & real[..., None])[..., None])
+        return objectives.masked_mean(squared, moving[..., None]) if config.masked else squared.mean()
 
     def inverse_loss(self, data: Tensor, batch: Batch) -> Tensor:
         """Mean error of the action between true consecutive frames, current one on: squared, or cross-entropy.

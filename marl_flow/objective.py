@@ -9,11 +9,11 @@ Time runs as in the paper (CoFlow, arXiv 2605.01457): t = 1 is noise, t = 0 is d
 
     finite_difference   V = u(noisy, t, r) + (t - r) * sg[u(noisy, t, t) - u(noisy, t, r)]        (the paper)
     instantaneous       V = u(noisy, t, t)                                                       (CoFlow-base)
-    jvp                 V = u(noisy, t, t) + (t - r) * sg[d u / d t along (velocity, 1)]         (MeanFlow)
+    jvp                 V = u(noisy, t, t) + (t - r) * sg[d u / d t along (d noisy / d t, 1)]    (MeanFlow)
 
 `jvp` is the true average-velocity identity of MeanFlow (arXiv 2505.13447) for a network with one time label: along
-the path noisy moves with the velocity and t with 1, r stays. The network sees no r, so like the other two it learns one
-field per t, and the label it is sampled with is t.
+the path noisy moves with the velocity (where it is not given) and t with 1, r stays. The network sees no r, so like the
+other two it learns one field per t, and the label it is sampled with is t.
 """
 
 from __future__ import annotations
@@ -56,12 +56,15 @@ def draw_times(
     return t, torch.where(equal, t, r)
 
 
-def regressand(objective: Objective, u: Velocity, noisy: Tensor, velocity: Tensor, t: Tensor, r: Tensor) -> Tensor:
-    """V [B, F, N, O] of the module docstring: what training pulls towards `velocity`."""
+def regressand(objective: Objective, u: Velocity, noisy: Tensor, tangent: Tensor, t: Tensor, r: Tensor) -> Tensor:
+    """V [B, F, N, O] of the module docstring: what training pulls towards the velocity.
+
+    tangent [B, F, N, O] is how `noisy` moves with t, read by `jvp` only: the velocity, zero where entries are given.
+    """
     if objective == "instantaneous":
         return u(noisy, t, t)
     if objective == "jvp":
-        along = torch.func.jvp(lambda z, time: u(z, time, time), (noisy, t), (velocity, torch.ones_like(t)))
+        along = torch.func.jvp(lambda z, time: u(z, time, time), (noisy, t), (tangent, torch.ones_like(t)))
         return along[0] + expand(t - r, noisy) * along[1].detach()
     at_r = u(noisy, t, r)
     with torch.no_grad():

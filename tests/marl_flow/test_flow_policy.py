@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from marl_flow import objective
 from marl_flow.flow_acting import FlowPolicy
 from marl_flow.flow_config import CoFlowConfig
+from marl_flow.flow_frames import condition
 from marl_flow.flow_policy import CoFlow
 from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec, UserError
 from marl_flow.normalize import Normalizer, Normalizers
@@ -95,8 +97,6 @@ def test_padding_cannot_change_the_loss(config: CoFlowConfig, discrete: bool) ->
     algorithm, original = build(config, discrete=discrete), batch(config, discrete=discrete)
     observations, actions = original.observations.clone(), original.actions.clone()
     padded = ~original.valid
-    # An input that only changes in padding also reaches the network; frames there are noise at t = 1.
-    algorithm.config = dataclasses.replace(config, full_noise_share=1.0)
     observations[:, config.history + 1 :][padded] += 7.0
     actions[padded] = 3 if discrete else 0.5
     changes: dict[str, torch.Tensor] = {"observations": observations, "actions": actions}
@@ -215,6 +215,61 @@ def test_discrete_actions_are_legal() -> None:
     assert mask.gather(-1, choices[..., None]).all()
 
 
+def test_jvp_differentiates_the_loss_along_its_path() -> None:
+    """Catches a tangent through entries that are given or padded, which do not move with t."""
+    config = dataclasses.replace(TINY, objective="jvp")
+    algorithm, data = build(config), batch(config)
+    algorithm.model.double()
+    frames = data.observations.double()
+    seen = torch.arange(6)[:, None] % AGENTS == torch.arange(AGENTS)
+    known, values = condition(frames, config.history, seen)
+    noise = torch.empty_like(frames).normal_(generator=seeded(3))
+    returns = torch.zeros(6, AGENTS, dtype=torch.float64)
+    t, r = torch.linspace(0.3, 0.9, 6).double(), torch.linspace(0.1, 0.5, 6).double()
+    caught: list[torch.Tensor] = []
+    original = objective.regressand
+
+    def spy(chosen: str, u: objective.Velocity, noisy: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        v = original(chosen, u, noisy, *rest)
+        real = torch.nn.functional.pad(data.valid, (config.history + 1, 0), value=True)
+        fixed = (known | ~real[..., None])[..., None]
+
+        def along(time: torch.Tensor) -> torch.Tensor:
+            at = torch.where(known[..., None], values, objective.interpolate(frames, noise, time))
+            return u(torch.where(fixed, noisy, at), time, time)
+
+        step = 1e-6
+        slope = (along(t + step) - along(t - step)) / (2 * step)
+        caught.append(v - (along(t) + objective.expand(t - r, noisy) * slope))
+        return v
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(objective, "regressand", spy)
+        algorithm.flow_loss(frames, values, known, noise, t, r, returns, data.valid, None)
+    assert caught[0].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 8},
+        {"heads": 3},
+        {"token_blocks": 0},
+        {"embedding_width": 7},
+        {"learning_rate": -1.0},
+        {"ema_every": 0},
+        {"discount": 0.0},
+        {"guidance_weight": 1.2},
+        {"guidance_weight": 1.2, "condition_dropout": 0.2, "guidance_in_loss": True},
+        {"backbone": "unet", "horizon": 4},
+    ],
+)
+def test_impossible_settings_are_refused(change: dict[str, object]) -> None:
+    """Catches a setting that fails only inside the network, or trains something else than it says."""
+    with pytest.raises(ValueError, match=next(iter(change)).replace("backbone", "U-Net")):
+        dataclasses.replace(CoFlowConfig(), **change)
+
+
 def test_same_noise_for_every_step_count_and_pass_count() -> None:
     """Catches noise drawn per sampling step (step counts would not be paired), and a miscounted latency column."""
     algorithm = build(TINY)
@@ -242,7 +297,7 @@ def test_refuses_an_execution_it_was_not_trained_for() -> None:
         (TINY, "finite_difference", 600, 0.1),
         (TINY, "instantaneous", 600, 0.1),
         (TINY, "jvp", 600, 0.1),
-        (TINY_UNET, "finite_difference", 250, 0.5),  # slower; a prediction of the mean would leave 1
+        (TINY_UNET, "finite_difference", 500, 0.5),  # slower; a prediction of the mean would leave 1
     ],
     ids=["finite_difference", "instantaneous", "jvp", "unet"],
 )
