@@ -51,16 +51,17 @@ def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False)
     device = training.checked_device(asked.device)
     seeds = evaluation.evaluation_seeds(asked.episodes)
     algorithm, header = checkpoint.load_algorithm(run, baselines.get, device=device)
-    folder = run if run.is_dir() else run.parent.parent
+    folder = run if run.is_dir() else run.resolve().parent.parent
     if not (folder / CONFIG).is_file():
         raise UserError(f"{run}: expected a run folder, or a checkpoint file in one; {folder} has no {CONFIG}")
     protocol = protocol_of(header, is_file=run.is_file())
     requests = requests_of(algorithm, header, asked)
+    place, _ = evaluation.machine(algorithm)
     done = set() if again else {_key(result) for result in run_log.read_results(folder)}
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
         wanted = [acting for other, acting in requests if other == rule]
-        missing = [acting for acting in wanted if _wanted_key(header, acting, rule, protocol, seeds) not in done]
+        missing = [acting for acting in wanted if _wanted_key(header, acting, rule, protocol, seeds, place) not in done]
         if len(missing) < len(wanted):
             log.info("%s: %d of %d evaluations are there already", folder, len(wanted) - len(missing), len(wanted))
         if missing:
@@ -138,18 +139,20 @@ def target_return(text: str, algorithm: Algorithm, header: Header, execution: Ex
 
 def _key(result: EvaluationResult) -> tuple[Any, ...]:
     return (
-        *(result.config_digest, result.dataset_id, result.training_seed, result.update, result.protocol),
-        *(result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
-        *(result.gate_scale, result.seeds),
+        *(result.config_digest, result.dataset_id, result.dataset_digest, result.training_seed, result.update),
+        *(result.protocol, result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
+        *(result.gate_scale, result.seeds, result.device),
     )
 
 
-def _wanted_key(header: Header, acting: Acting, rule: str, protocol: str, seeds: Sequence[int]) -> tuple[Any, ...]:
+def _wanted_key(
+    header: Header, acting: Acting, rule: str, protocol: str, seeds: Sequence[int], device: str
+) -> tuple[Any, ...]:
     run = header.run
     return (
-        *(run.config_digest, run.dataset_id, run.training["seed"], header.update, protocol),
-        *(acting.execution, acting.num_sampling_steps, rule, acting.target_return),
-        *(acting.gate_scale, tuple(seeds)),
+        *(run.config_digest, run.dataset_id, run.dataset_digest, run.training["seed"], header.update),
+        *(protocol, acting.execution, acting.num_sampling_steps, rule, acting.target_return),
+        *(acting.gate_scale, tuple(seeds), device),
     )
 
 

@@ -15,8 +15,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours, told apart by all common kinds of colour vision."""
 
 
-def plot(here: Sequence[Row], path: Path) -> None:
-    """Return against k of one dataset: a line per method that samples in steps, a level line for every other."""
+def plot(here: Sequence[Row], path: Path, title: str) -> None:
+    """Return against k on the data `title`: a line per method that samples in steps, a level line for every other."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -69,9 +69,7 @@ def plot(here: Sequence[Row], path: Path) -> None:
         twin.set_ylabel("normalised score (random 0, expert data 100)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
-    axes.set_title(
-        f"{here[0].first.dataset_id}\nmean and 95 % interval of {len(here[0].first.seeds)} episodes", fontsize=11
-    )
+    axes.set_title(f"{title}\nmean and 95 % interval of {len(here[0].first.seeds)} episodes", fontsize=11)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

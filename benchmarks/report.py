@@ -18,20 +18,23 @@ from typing import Any
 
 from marl_flow.benchmarks import scores, suite
 from marl_flow.benchmarks.figures import plot
-from marl_flow.benchmarks.results import Row, beats, label, rows, run_folders
+from marl_flow.benchmarks.results import Row, beats, by_data, data_title, label, rows, run_folders
 from marl_flow.interfaces import UserError
 
 log = logging.getLogger(__name__)
 
 MARKER = "report.json"
-"""Lists a report's files; a folder that holds it may be replaced by the next report."""
+"""Lists a report's files; a folder that holds these and nothing else may be replaced by the next report."""
 
 
 def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
     """A row as the columns of results.csv: returns raw, latencies in milliseconds."""
     first, (low, high) = row.first, row.interval
+    p50, p95 = row.latency_ms or (None, None)
+    device, model = row.machines[0] if len(row.machines) == 1 else ("mixed", "mixed")
     return {
         "dataset": first.dataset_id,
+        "dataset_digest": first.dataset_digest,
         "task": first.task_id,
         "algorithm": first.algorithm,
         "preset": first.preset,
@@ -53,11 +56,11 @@ def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
         "target_return": first.target_return,
         "gate_scale": first.gate_scale,
         "network_passes": first.network_passes,
-        "latency_ms_p50": row.latency_ms[0],
-        "latency_ms_p95": row.latency_ms[1],
+        "latency_ms_p50": p50,
+        "latency_ms_p95": p95,
         "protocol": first.protocol,
-        "device": first.device,
-        "model": first.model,
+        "device": device,
+        "model": model,
     }
 
 
@@ -89,7 +92,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
 
 
-def dataset_section(dataset_id: str, among: Sequence[Row]) -> str:
+def dataset_section(title: str, among: Sequence[Row]) -> str:
     """Markdown of one dataset: what was measured on it here."""
     header = [
         *("Method", "Exec.", "k", "Return [95 %]", "Score [95 %]", "Beats bc", "Training seeds", "Episodes", "Updates"),
@@ -113,7 +116,7 @@ def dataset_section(dataset_id: str, among: Sequence[Row]) -> str:
                 str(first.update),
                 target,
                 str(first.network_passes),
-                f"{row.latency_ms[0]:.2f} / {row.latency_ms[1]:.2f}",
+                "mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f} / {row.latency_ms[1]:.2f}",
                 first.protocol,
             ]
         )
@@ -123,10 +126,10 @@ def dataset_section(dataset_id: str, among: Sequence[Row]) -> str:
         scale = (
             f"Score 0 is a return of {reference.random:g} (random), score 100 is {reference.expert:g} (expert data)."
         )
-    machines = sorted({f"{row.first.device}" for row in among})
+    devices = sorted({device for row in among for device, _ in row.machines})
     lines = [
-        f"## {dataset_id}",
-        f"Task {among[0].first.task_id}. {scale} Latency: one joint decision at batch 1 on {', '.join(machines)}.",
+        f"## {title}",
+        f"Task {among[0].first.task_id}. {scale} Latency: one joint decision at batch 1 on {', '.join(devices)}.",
         table(header, body, range(2, 9)),
     ]
     return "\n\n".join(lines)
@@ -155,10 +158,11 @@ def interval_text(middle: float, low: float, high: float) -> str:
 def sources(all_rows: Sequence[Row]) -> str:
     """Markdown of the run folders behind the rows, one line for all step counts of a method."""
     lines: dict[tuple[str, ...], list[str]] = {}
-    for row in all_rows:
+    groups = by_data(all_rows)
+    for title, row in ((title, row) for title, here in groups.items() for row in here):
         first = row.first
         folders = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in row.folders)
-        key = (first.dataset_id, label(row, all_rows), first.execution[0].upper(), first.config_digest, folders)
+        key = (title, label(row, groups[title]), first.execution[0].upper(), first.config_digest, folders)
         lines.setdefault(key, []).append(str(first.num_sampling_steps or "-"))
     body = [[*key[:3], ", ".join(steps), *key[3:]] for key, steps in lines.items()]
     return table(["Dataset", "Method", "Exec.", "k", "Config digest", "Run folders"], body)
@@ -167,10 +171,9 @@ def sources(all_rows: Sequence[Row]) -> str:
 def summary(all_rows: Sequence[Row]) -> str:
     """The table in short, for a terminal."""
     lines = []
-    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
-        here = [row for row in all_rows if row.first.dataset_id == dataset_id]
+    for title, here in by_data(all_rows).items():
         width = max(len(label(row, here)) for row in here)
-        lines += [dataset_id, f"  {'method':<{width}}  exec.   k  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
+        lines += [title, f"  {'method':<{width}}  exec.   k  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
         for row in here:
             one = record(row, here)
             score = "-"
@@ -179,7 +182,7 @@ def summary(all_rows: Sequence[Row]) -> str:
             lines.append(
                 f"  {label(row, here):<{width}}  {row.first.execution[0].upper():<5}  "
                 f"{row.first.num_sampling_steps or '-':>2}  {interval_text(row.mean, *row.interval):>22}  {score:>21}  "
-                f"{row.latency_ms[0]:.2f}"
+                + ("mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f}")
             )
     return "\n".join(lines)
 
@@ -187,7 +190,7 @@ def summary(all_rows: Sequence[Row]) -> str:
 def markdown(
     all_rows: Sequence[Row], plots: Mapping[str, str], rollouts: Mapping[str, Sequence[tuple[str, str]]]
 ) -> str:
-    """The whole report. plots: dataset id -> file; rollouts: dataset id -> (title, file)."""
+    """The whole report. plots: title of the data -> file; rollouts: title of the data -> (title, file)."""
     parts = [
         "# Results",
         "Every number is the mean team return over evaluation episodes (and training seeds, where there are several), "
@@ -196,14 +199,13 @@ def markdown(
         "centralized, D decentralized. k: sampling steps. Beats bc: probability of a higher return than bc on the same "
         "evaluation seed. Passes: forward passes of the largest network in one joint decision.",
     ]
-    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
-        here = [row for row in all_rows if row.first.dataset_id == dataset_id]
-        parts.append(dataset_section(dataset_id, here))
-        if dataset_id in plots:
-            parts.append(f"![Return against sampling steps on {dataset_id}]({plots[dataset_id]})")
-        if rollouts.get(dataset_id):
-            header = [title for title, _ in rollouts[dataset_id]]
-            parts.append(table(header, [[f"![{title}]({file})" for title, file in rollouts[dataset_id]]]))
+    for data, here in by_data(all_rows).items():
+        parts.append(dataset_section(data, here))
+        if data in plots:
+            parts.append(f"![Return against sampling steps on {data}]({plots[data]})")
+        if rollouts.get(data):
+            header = [title for title, _ in rollouts[data]]
+            parts.append(table(header, [[f"![{title}]({file})" for title, file in rollouts[data]]]))
         published = published_section(here[0].dataset)
         if published:
             parts.append(
@@ -240,10 +242,10 @@ def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[Row]]:
     if not all_rows:
         raise UserError(f"the results files of {', '.join(map(str, folders))} are empty; evaluate a run first")
     out = out.resolve()
-    _refuse_foreign(out, folders)
     former = out.with_name(f".{out.name}.former")
     if former.exists() and not out.exists():  # a report stopped between its two moves
         former.rename(out)
+    _refuse_foreign(out, folders)
     fresh = out.with_name(f".{out.name}.fresh")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
@@ -264,15 +266,28 @@ def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[Row]]:
 def _refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
     if any(out == folder or out in folder.parents for folder in folders):
         raise UserError(f"{out} holds the runs that are reported; choose another folder with --out")
-    if out.exists() and not (out.is_dir() and ((out / MARKER).is_file() or not any(out.iterdir()))):
-        raise UserError(f"{out} exists and is not a report; choose another folder with --out, or move it away")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        listed = {MARKER, *json.loads((out / MARKER).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{out} exists and is not a report; choose another folder with --out, or move it away"
+        ) from error
+    ours = listed | {parent.as_posix() for name in listed for parent in Path(name).parents}
+    foreign = sorted(name for path in out.rglob("*") if (name := path.relative_to(out).as_posix()) not in ours)
+    if foreign:
+        raise UserError(
+            f"{out} holds a report and {foreign[0]}, which is not part of it and would be lost; move it away, or "
+            "choose another folder with --out"
+        )
 
 
 def _fill(folder: Path, runs: Sequence[Path], all_rows: Sequence[Row]) -> None:
     plots = {}
-    for dataset_id in dict.fromkeys(row.first.dataset_id for row in all_rows):
-        plots[dataset_id] = f"return_against_k_{slug(dataset_id)}.png"
-        plot([row for row in all_rows if row.first.dataset_id == dataset_id], folder / plots[dataset_id])
+    for title, here in by_data(all_rows).items():
+        plots[title] = f"return_against_k_{slug(title)}.png"
+        plot(here, folder / plots[title], title)
     rollouts: dict[str, list[tuple[str, str]]] = {}
     for index, run in enumerate(runs):
         inside = [row for row in all_rows if run in row.folders]
@@ -282,8 +297,8 @@ def _fill(folder: Path, runs: Sequence[Path], all_rows: Sequence[Row]) -> None:
             name = f"rollouts/{index:03d}_{slug(run.name)}_{source.name.removeprefix('rollout_')}"
             (folder / "rollouts").mkdir(exist_ok=True)
             shutil.copyfile(source, folder / name)
-            title = f"{run.name}: {source.stem.removeprefix('rollout_')}"
-            rollouts.setdefault(inside[0].first.dataset_id, []).append((title, name))
+            caption = f"{run.name}: {source.stem.removeprefix('rollout_')}"
+            rollouts.setdefault(data_title(inside[0], all_rows), []).append((caption, name))
     (folder / "results.csv").write_text(csv_text([record(row, all_rows) for row in all_rows]), encoding="utf-8")
     wanted = {row.dataset for row in all_rows}
     published = [published_record(row) for row in suite.published() if row.dataset in wanted]

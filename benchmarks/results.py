@@ -1,7 +1,7 @@
 """Result files to table rows: pure reading, no model, dataset or environment.
 
 A result line is one `EvaluationResult`. Lines that differ in nothing but the training seed make one row; results on
-different datasets, origins, configs, budgets, targets, protocols or evaluation seeds never share one.
+different data (by id or content), origins, configs, budgets, targets, protocols or evaluation seeds never share one.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SAME_ROW = (
     "dataset_id",
+    "dataset_digest",
     "task_id",
     "algorithm",
     "preset",
@@ -48,8 +49,10 @@ class Row:
     """Raw team returns [S, K]: training seeds x evaluation episodes."""
     interval: tuple[float, float]
     """95 % bootstrap interval of the mean return."""
-    latency_ms: tuple[float, float]
-    """Median over training seeds of p50 and of p95."""
+    machines: tuple[tuple[str, str], ...]
+    """(device, model) of every result, each once."""
+    latency_ms: tuple[float, float] | None
+    """Median over training seeds of p50 and of p95; None where machines differ, whose times do not mix."""
     folders: tuple[Path, ...]
 
     @property
@@ -122,17 +125,19 @@ def _row(group: Mapping[int, tuple[EvaluationResult, Path]]) -> Row:
     results = [group[seed][0] for seed in sorted(group)]
     first = results[0]
     returns = np.array([result.team_returns for result in results], dtype=np.float64)
-    names = [getattr(first, name) for name in SAME_ROW if name != "seeds"]
+    # not the digest: data built elsewhere differ in their last bits, which should leave the draws alone
+    names = [getattr(first, name) for name in SAME_ROW if name not in ("seeds", "dataset_digest")]
+    machines = tuple(sorted({(result.device, result.model) for result in results}))
+    times = np.array([(result.latency_ms_p50, result.latency_ms_p95) for result in results])
+    p50, p95 = np.median(times, axis=0).tolist()
     generator = np.random.default_rng(derive_seed(0, "interval", *map(str, names)))
     return Row(
         first=first,
         training_seeds=tuple(sorted(group)),
         returns=returns,
         interval=scores.bootstrap_interval(returns, generator),
-        latency_ms=(
-            float(np.median([result.latency_ms_p50 for result in results])),
-            float(np.median([result.latency_ms_p95 for result in results])),
-        ),
+        machines=machines,
+        latency_ms=(p50, p95) if len(machines) == 1 else None,
         folders=tuple(sorted({folder for _, folder in group.values()})),
     )
 
@@ -141,22 +146,49 @@ def _order(row: Row) -> tuple[Any, ...]:
     first = row.first
     steps = first.num_sampling_steps or 0
     return (
-        *(first.dataset_id, first.algorithm == "random", first.algorithm, first.preset, first.config_digest),
+        *(
+            first.dataset_id,
+            first.dataset_digest,
+            first.algorithm == "random",
+            first.algorithm,
+            first.preset,
+            first.config_digest,
+        ),
         *(first.execution, first.gate_scale, first.target_rule, first.protocol, first.update, steps, first.seeds),
     )
 
 
 def beats(row: Row, others: Sequence[Row], algorithm: str = "bc") -> float | None:
-    """Probability that the row beats `algorithm` on the same dataset and evaluation seed; None without such a row."""
+    """Probability that the row beats `algorithm` on the same data and evaluation seed; None without such a row."""
+    same = ("dataset_id", "dataset_digest", "seeds")
     rivals = [
         other
         for other in others
         if other.first.algorithm == algorithm
-        and (other.first.dataset_id, other.first.seeds) == (row.first.dataset_id, row.first.seeds)
+        and all(getattr(other.first, name) == getattr(row.first, name) for name in same)
     ]
     if len(rivals) != 1 or rivals[0] is row:
         return None
     return scores.probability_of_improvement(row.returns, rivals[0].returns)
+
+
+def data_title(row: Row, among: Sequence[Row]) -> str:
+    """The dataset's id, and a short digest where there are rows from other data of that id."""
+    return ", ".join([row.first.dataset_id, *_data_mark(row, among)])
+
+
+def by_data(all_rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Title of each dataset -> its rows, in the table's order. Data of different content never share a title."""
+    found: dict[str, list[Row]] = {}
+    for row in all_rows:
+        found.setdefault(data_title(row, all_rows), []).append(row)
+    return found
+
+
+def _data_mark(row: Row, among: Sequence[Row]) -> list[str]:
+    name, digest = row.first.dataset_id, row.first.dataset_digest
+    digests = {other.first.dataset_digest for other in among if other.first.dataset_id == name}
+    return [f"data {digest[:8]}"] if digests - {digest} else []
 
 
 def label(row: Row, among: Sequence[Row]) -> str:
@@ -170,7 +202,8 @@ def label(row: Row, among: Sequence[Row]) -> str:
         "protocol": first.protocol,
         "seeds": f"{len(first.seeds)} episodes",
     }
-    same = ("dataset_id", "algorithm", "preset", "execution")
+    same = ("dataset_id", "dataset_digest", "algorithm", "preset", "execution")
     namesakes = [r.first for r in among if all(getattr(r.first, name) == getattr(first, name) for name in same)]
     extra = [mark for name, mark in marks.items() if any(getattr(o, name) != getattr(first, name) for o in namesakes)]
-    return ", ".join([f"{first.algorithm} ({first.preset})" if first.preset else first.algorithm, *extra])
+    name = f"{first.algorithm} ({first.preset})" if first.preset else first.algorithm
+    return ", ".join([name, *_data_mark(row, among), *extra])

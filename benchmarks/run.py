@@ -20,7 +20,7 @@ from marl_flow.config import nearest, override
 from marl_flow.datasets import catalog, native
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.windows import WindowSampler
-from marl_flow.datasets.writer import remove_store
+from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
 from marl_flow.interfaces import Execution, UserError
 from marl_flow.normalize import Normalizers
 from marl_flow.training import TrainConfig, TrainingData, TrainResult
@@ -44,7 +44,9 @@ def build_dataset(dataset_id: str, *, episodes: int | None = None, force: bool =
     name = str(catalog.find(dataset_id).dataset_id)
     folder = catalog.folder_of(name)
     if folder.exists() and not force:
-        raise UserError(f"{name} is in {folder} already; build it anew with --force")
+        raise AlreadyThere(f"{name} is in {folder} already; build it anew with --force")
+    if folder.exists():
+        refuse_foreign(folder)
     place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
     with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
 
@@ -55,10 +57,10 @@ def build_dataset(dataset_id: str, *, episodes: int | None = None, force: bool =
         native.build(name, place, envs.make, episodes=episodes, progress=show)
     if place != folder:
         try:
-            remove_store(folder)
-            place.rename(folder)
+            replace_store(folder, place)
         except UserError:
-            remove_store(place)
+            if place.exists():
+                remove_store(place)
             raise
     return datasets.load(name)
 
@@ -77,18 +79,22 @@ def dataset_table() -> str:
                 size = sum(array.nbytes for _, array in store.arrays()) / 1e6
                 mean = store.team_returns().mean()
                 sizes = (f"{store.num_episodes:,}", f"{store.num_steps:,}", f"{size:.0f}", f"{mean:.1f}")
-                state = "here"
+                part = native.part_of_recipe(store)
+                state = f"here: {part}" if part else "here"
         numbers = f"{sizes[0]:>10}{sizes[1]:>11}{sizes[2]:>8}{sizes[3]:>13}{entry.published_mean:>11.1f}"
         lines.append(f"{name:<44}{numbers}  {state}")
     return "\n".join([*lines, f"in {catalog.data_root()}; build one with: marl-flow data build DATASET"])
 
 
 def open_dataset(dataset_id: str) -> EpisodeStore:
-    """The dataset, verified; a native one that is absent is built first."""
+    """The dataset, verified; a native one that is absent is built first, by whichever process is done first."""
     name = str(catalog.find(dataset_id).dataset_id)
     if name in native.RECIPES and not catalog.folder_of(name).exists():
         log.info("%s is not in %s yet: building it", name, catalog.data_root())
-        return build_dataset(name)
+        try:
+            return build_dataset(name)
+        except AlreadyThere:
+            log.info("%s was built meanwhile by another process: opening that", name)
     return datasets.load(name)
 
 

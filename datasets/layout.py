@@ -14,6 +14,7 @@ from marl_flow.interfaces import TaskSpec, UserError
 FRAME_ARRAYS = ("observations", "state", "action_mask")  # T + 1 rows per episode; the other long ones have T
 REQUIRED = ("observations", "actions", "rewards", "offsets", "terminated")
 ARRAYS = (*REQUIRED, "state", "action_mask")
+TOLERANCE = 1e-5  # by which a continuous action may exceed its bounds: rounding to float32
 INTEGERS = ("int64", "int32", "int16", "int8", "uint8")  # what torch can index with
 
 
@@ -50,8 +51,13 @@ def check_structure(spec: TaskSpec, arrays: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def check_values(spec: TaskSpec, arrays: Mapping[str, np.ndarray], block: int = 1 << 20) -> None:
-    """Raises a UserError unless every number is finite and every discrete choice is one of the task's."""
+def check_values(
+    spec: TaskSpec, arrays: Mapping[str, np.ndarray], *, first_episode: int = 0, block: int = 1 << 20
+) -> None:
+    """Raises a UserError unless every number is finite and every action is one that its agent could take there.
+
+    `first_episode` is the number that messages give to the arrays' first episode.
+    """
     for name, array in arrays.items():
         is_choice = name == "actions" and spec.action.is_discrete
         if array.dtype.kind != "f" and not is_choice:
@@ -65,6 +71,42 @@ def check_values(spec: TaskSpec, arrays: Mapping[str, np.ndarray], block: int = 
                 where = [int(index) for index in np.unravel_index(at, array.shape)]
                 wanted = f"choices from 0 to {spec.action.size - 1}" if is_choice else "finite numbers"
                 raise UserError(f"{name}: expected {wanted}, found {flat[at]} at {where}")
+    _check_actions(spec, arrays, first_episode, block)
+
+
+def _check_actions(spec: TaskSpec, arrays: Mapping[str, np.ndarray], first_episode: int, block: int) -> None:
+    """Raises unless continuous actions are within the bounds, and discrete ones legal where there are masks.
+
+    Choices must be in range already. Masks of final frames, where nobody acts, may say anything.
+    """
+    actions, offsets, masks = arrays["actions"], arrays["offsets"], arrays.get("action_mask")
+    if spec.action.is_discrete and masks is None:
+        return
+    low = np.array(spec.action.low, dtype=np.float32) - np.float32(TOLERANCE)
+    high = np.array(spec.action.high, dtype=np.float32) + np.float32(TOLERANCE)
+    rows = max(1, block // (spec.num_agents * spec.action.size))
+    for start in range(0, len(actions), rows):
+        part = actions[start : start + rows]
+        if masks is None:
+            wrong = (part < low) | (part > high)  # [rows, N, A]
+        else:
+            steps = np.arange(start, start + len(part))
+            legal = masks[steps + np.searchsorted(offsets, steps, side="right") - 1]  # [rows, N, A]
+            wrong = ~np.take_along_axis(legal, part[..., None].astype(np.int64), axis=-1)[..., 0]  # [rows, N]
+        if wrong.any():
+            row, agent = (int(index) for index in np.argwhere(wrong)[0, :2])
+            episode = int(np.searchsorted(offsets, start + row, side="right")) - 1
+            where = (
+                f"episode {first_episode + episode}, step {start + row - int(offsets[episode])}, {spec.agents[agent]}"
+            )
+            found = part[row, agent].tolist()
+            if masks is None:
+                wanted = f"numbers from {list(spec.action.low)} to {list(spec.action.high)}"
+            elif legal[row, agent].any():
+                wanted = f"one of the legal choices {np.flatnonzero(legal[row, agent]).tolist()}"
+            else:
+                raise UserError(f"action_mask: expected at least one legal choice, found none at {where}")
+            raise UserError(f"actions: expected {wanted}, found {found} at {where}")
 
 
 def returns_to_go(rewards: np.ndarray, offsets: np.ndarray, discount: float) -> np.ndarray:

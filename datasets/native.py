@@ -70,7 +70,8 @@ def build(
     """Builds a native dataset in a new folder and opens it; `episodes` None means the recipe's number.
 
     The same bytes on the same machine and library versions, whatever the number of threads; the same statistics
-    anywhere. `policy_file` None means the one shipped with the package.
+    anywhere. A shorter dataset is the beginning of a longer one where a single snapshot plays; several share whatever
+    number of episodes there is. `policy_file` None means the one shipped with the package.
     """
     entry = catalog.find(dataset_id)
     name = entry.dataset_id
@@ -85,11 +86,12 @@ def build(
     provenance = {
         "made_by": "marl_flow.datasets.native.build",
         "seed": recipe.seed,
+        "recipe_episodes": recipe.episodes,
         "batch_episodes": recipe.batch_episodes,
         "noise": "uniform in the bounds" if name.quality == "random" else "Gaussian, clipped to the bounds",
     }
     with _one_thread():
-        env = make_env(name.task_id, min(recipe.batch_episodes, episodes), torch.device("cpu"))
+        env = make_env(name.task_id, recipe.batch_episodes, torch.device("cpu"))
         if name.quality == "random":
             uniform = UniformPolicy(env.spec.action)
             policy_for: Callable[[range], Policy] = lambda _: uniform  # noqa: E731
@@ -105,6 +107,14 @@ def build(
                 if progress is not None:
                     progress(writer.num_episodes, episodes)
     return open_store(folder)
+
+
+def part_of_recipe(store: EpisodeStore) -> str:
+    """ "60 of 10,000 episodes" for a native dataset of another size than its recipe's, else empty."""
+    recipe = RECIPES.get(store.dataset_id)
+    if recipe is None or store.num_episodes == recipe.episodes:
+        return ""
+    return f"{store.num_episodes:,} of {recipe.episodes:,} episodes"
 
 
 def behaviour_file(task_id: str) -> Path:

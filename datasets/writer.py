@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,10 @@ from marl_flow.datasets.store import FORMAT_VERSION, MANIFEST, EpisodeStore, con
 from marl_flow.interfaces import TaskSpec, UserError
 
 _HEADER_BYTES = 128  # every .npy header is padded to this, so that it can be rewritten once the shape is known
+
+
+class AlreadyThere(UserError):
+    """A dataset has the place another was to be written to, perhaps since a moment ago."""
 
 
 class StoreWriter:
@@ -49,7 +54,7 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         if self.folder.exists():
-            raise UserError(
+            raise AlreadyThere(
                 f"expected a free place for {self.dataset_id}, found {self.folder} already there; "
                 "use it, remove it, or build with --force"
             )
@@ -62,7 +67,7 @@ class StoreWriter:
     def append(self, piece: EpisodeStore) -> None:
         """Adds the episodes of a store in memory of the same task and layout."""
         arrays = dict(piece.arrays())
-        check_values(self.spec, arrays)
+        check_values(self.spec, arrays, first_episode=self.num_episodes)
         layout = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
         self._dtypes = self._dtypes or layout
         if (
@@ -146,14 +151,35 @@ def write_store(folder: Path, store: EpisodeStore) -> EpisodeStore:
 
 def remove_store(folder: Path) -> None:
     """Deletes a store's folder; refuses one that holds anything a store does not."""
+    refuse_foreign(folder)
+    with _disk_errors(folder):
+        shutil.rmtree(folder)
+
+
+def replace_store(folder: Path, fresh: Path) -> None:
+    """Puts the store in `fresh` at `folder`, whose former one is deleted last of all: no moment has neither on disk."""
+    refuse_foreign(folder)
+    former = folder.with_name(f".{folder.name}.former-{os.getpid()}")
+    with _disk_errors(folder):
+        folder.rename(former)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            if not folder.exists():
+                former.rename(folder)
+            raise
+        _fsync_folder(folder.parent)
+        shutil.rmtree(former)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises a UserError when a store's folder holds anything a store does not."""
     found = {path.name for path in folder.iterdir()}
     foreign = sorted(found - {MANIFEST, *(f"{name}.npy" for name in ARRAYS)})
     if foreign:
         raise UserError(
             f"expected a dataset's files only in {folder}, found {foreign[0]} too; remove the folder yourself"
         )
-    with _disk_errors(folder):
-        shutil.rmtree(folder)
 
 
 def platform_record() -> dict[str, str]:
@@ -185,10 +211,15 @@ def _fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turns a failing disk (full, read-only, not ours) into one message."""
+    """Turns a failing disk (full, read-only, not ours) into one message, and a place just taken into another."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.exists():
+            raise AlreadyThere(
+                f"expected a free place, found {folder} built meanwhile by another process; use it as it is, or build "
+                "with --force"
+            ) from error
         raise UserError(
             f"expected to write {folder}, found: {error.strerror or error}; free some space or choose another place "
             "(MARL_FLOW_DATA sets the data root)"

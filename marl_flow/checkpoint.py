@@ -28,13 +28,17 @@ from marl_flow import seeding
 from marl_flow.config import from_json
 from marl_flow.interfaces import Algorithm, TaskSpec, UserError
 from marl_flow.normalize import Normalizers
-from marl_flow.run_folder import CONFIG, RunRecord, write_atomically
+from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, write_atomically
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-FOLDER = "checkpoints"
-_NAME = re.compile(r"update_(\d{8,})\.safetensors")
+ASIDE = ".damaged"
+"""Added to the name of a damaged file, which is then neither read nor pruned."""
+
+
+class DamagedCheckpoint(UserError):
+    """The file was cut short or changed: no version could read it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +73,8 @@ class Checkpoint:
 
 
 def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Path of the written checkpoint; afterwards only the newest `keep` are left."""
-    folder = run_folder / FOLDER
+    """Path of the written checkpoint; afterwards only it and the newest others, `keep` in all, are left."""
+    folder = run_folder / CHECKPOINTS
     path = folder / f"update_{checkpoint.header.update:08d}.safetensors"
     tensors = checkpoint.tensors()
     record = {"format_version": FORMAT_VERSION, "digest": _digest(tensors), "header": asdict(checkpoint.header)}
@@ -85,9 +89,19 @@ def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"could not write {path} ({error.strerror}): need {len(data) / 1e6:.1f} MB, found {_free(run_folder)}; "
             f"free space or choose another --out; {last}"
         ) from error
-    for old in _paths(run_folder)[:-keep]:
+    others = [other for other in _paths(run_folder) if other != path]
+    for old in others[: max(0, len(others) - keep + 1)]:
         old.unlink()
     return path
+
+
+def set_aside_after(run_folder: Path, update: int) -> None:
+    """Renames damaged checkpoints of later updates, so that those of the continued run take their place."""
+    for path in _paths(run_folder):
+        if _update(path) > update:
+            aside = path.with_name(path.name + ASIDE)
+            path.replace(aside)
+            log.warning("%s is later than update %d, which training continues from; kept as %s", path, update, aside)
 
 
 def _free(folder: Path) -> str:
@@ -112,19 +126,46 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _paths(run_folder: Path) -> list[Path]:
     """Checkpoints by rising update. Half-written files do not carry such a name."""
-    found = [(int(match[1]), path) for path in (run_folder / FOLDER).glob("*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    folder = run_folder / CHECKPOINTS
+    try:
+        found = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder}: expected a folder of checkpoints, found {error.strerror}; make it readable, or choose another "
+            "--out"
+        ) from error
+    return sorted(found, key=lambda path: (_update(path), path.name))
+
+
+def _update(path: Path) -> int:
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def latest(run_folder: Path) -> Path | None:
-    """The newest checkpoint whose header and length are whole; None in a run that has written none."""
+    """The newest checkpoint whose header and length are whole; None in a run that has written none.
+
+    Only damaged files are passed over. Where one cannot be read for another reason (its permissions, its version), or
+    where all are damaged, it raises: training must not begin anew over them.
+    """
+    damaged: list[DamagedCheckpoint] = []
     for path in reversed(_paths(run_folder)):
         try:
             read_header(path)
-        except UserError as error:
-            log.warning("passing over a damaged checkpoint: %s", error)
+        except DamagedCheckpoint as error:
+            damaged.append(error)
         else:
+            for fault in damaged:
+                log.warning("passing over a damaged checkpoint in favour of %s: %s", path.name, fault)
             return path
+    if damaged:
+        raise UserError(
+            f"{run_folder / CHECKPOINTS}: expected a checkpoint that can be read, found {len(damaged)} and all damaged "
+            f"({'; '.join(map(str, damaged))}); restore one, or delete them to train anew, or choose another --out"
+        )
     return None
 
 
@@ -140,7 +181,7 @@ def load(path: Path) -> Checkpoint:
         header, digest = _header(path, file.metadata())
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     if _digest(tensors) != digest:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{path} is damaged: expected tensors with digest {digest[:16]}, found {_digest(tensors)[:16]}; delete it "
             "and continue from an earlier checkpoint"
         )
@@ -155,11 +196,17 @@ def load(path: Path) -> Checkpoint:
 
 def _opened(path: Path) -> Any:
     try:
+        path.open("rb").close()  # `safe_open` calls every failure to open a missing file
         return safe_open(path, framework="pt")
     except FileNotFoundError as error:
         raise UserError(f"expected a checkpoint at {path}, found no such file") from error
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         raise UserError(
+            f"{path}: expected a checkpoint that can be read, found {error.strerror or error}; make it readable, "
+            "or choose another --out"
+        ) from error
+    except SafetensorError as error:
+        raise DamagedCheckpoint(
             f"{path} cannot be read: expected a whole safetensors file, found {error}; it was cut short or is not a "
             "checkpoint; delete it and continue from an earlier one"
         ) from error
@@ -168,15 +215,27 @@ def _opened(path: Path) -> Any:
 def _header(path: Path, metadata: Mapping[str, str] | None) -> tuple[Header, str]:
     if not metadata or "marl_flow" not in metadata:
         raise UserError(f"{path} is not a checkpoint of marl_flow: expected its header, found {sorted(metadata or {})}")
-    record = json.loads(metadata["marl_flow"])
-    version = record.get("format_version")
+    try:
+        record = json.loads(metadata["marl_flow"])
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(
+            f"{path} is damaged: expected a header in JSON, found {type(error).__name__} ({error}); delete it and "
+            "continue from an earlier checkpoint"
+        ) from error
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: expected checkpoint format {FORMAT_VERSION}, found {version}; read it with the version of "
-            "marl_flow that wrote it, or train anew"
+            "marl_flow that wrote it, or train anew into another --out"
         )
-    header = record["header"]
-    return from_json(Header, {**header, "run": from_json(RunRecord, header["run"])}), record["digest"]
+    try:
+        header = record["header"]
+        return from_json(Header, {**header, "run": from_json(RunRecord, header["run"])}), record["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected the header of a checkpoint, found {type(error).__name__} ({error}); read it with the "
+            "version of marl_flow that wrote it, or train anew into another --out"
+        ) from error
 
 
 def load_algorithm(

@@ -8,7 +8,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from marl_flow.interfaces import UserError
@@ -46,7 +46,8 @@ def from_json(kind: type[C], record: Mapping[str, Any]) -> C:
             f"{kind.__name__}: expected the fields {names}, missing {missing}, unknown {unknown}; "
             "the file was written by another version or edited by hand"
         )
-    return kind(**{name: _check(name, record[name], hints[name]) for name in names})
+    values = {name: _check(name, record[name], hints[name]) for name in names}
+    return _valid(lambda: kind(**values))
 
 
 def override(config: C, changes: Mapping[str, str]) -> C:
@@ -58,8 +59,13 @@ def override(config: C, changes: Mapping[str, str]) -> C:
         if name not in names:
             raise UserError(f"unknown setting {name!r} of {type(config).__name__}; {nearest(name, names)}")
         values[name] = _check(name, _parse(name, text, hints[name]), hints[name])
+    return _valid(lambda: dataclasses.replace(config, **values))  # type: ignore[type-var]
+
+
+def _valid(make: Callable[[], C]) -> C:
+    """What `make` returns; values that a config refuses are its user's error."""
     try:
-        return dataclasses.replace(config, **values)  # type: ignore[type-var]
+        return make()
     except UserError:
         raise
     except ValueError as error:

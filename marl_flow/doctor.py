@@ -139,7 +139,9 @@ def _data() -> Iterator[Finding]:
             todo = f"marl-flow data build {name} --force; runs trained on it stay what they are"
             yield Finding(level="problem", subject=name, found=found, todo=todo)
         else:
-            yield Finding(level="ok", subject=name, found=f"{store.num_episodes:,} episodes")
+            yield Finding(
+                level="ok", subject=name, found=native.part_of_recipe(store) or f"{store.num_episodes:,} episodes"
+            )
 
 
 def _policies() -> Iterator[tuple[str, Finding]]:

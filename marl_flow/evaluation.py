@@ -68,6 +68,7 @@ def evaluate(
             EvaluationResult(
                 task_id=algorithm.spec.task_id,
                 dataset_id=header.run.dataset_id,
+                dataset_digest=header.run.dataset_digest,
                 algorithm=header.run.algorithm,
                 preset=header.run.preset,
                 config_digest=header.run.config_digest,

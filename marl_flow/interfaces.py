@@ -342,11 +342,13 @@ class EvaluationResult:
     """One policy, one task, one execution, one step count, K episodes. Raw returns: scores are computed from files.
 
     agent_returns is K rows of N undiscounted sums, team_returns their reduction by the task's rule. Latencies are
-    milliseconds of one joint decision at batch 1. `protocol` says which checkpoint was scored.
+    milliseconds of one joint decision at batch 1. `protocol` says which checkpoint was scored. `dataset_digest` is of
+    the content that was trained on: builds of different size or from other behaviour policies share an id.
     """
 
     task_id: str
     dataset_id: str
+    dataset_digest: str
     algorithm: str
     preset: str
     config_digest: str

@@ -106,6 +106,8 @@ def run(
     runs: Sequence[Stop] = RUNS,
 ) -> Path:
     """Makes the whole tour under `out`, telling `say` about it line by line; returns the report's path."""
+    import torch
+
     from marl_flow.benchmarks import evaluate, report
     from marl_flow.benchmarks import run as making
     from marl_flow.datasets import catalog
@@ -130,6 +132,8 @@ def run(
         say(f"   {stop.folder}: {making.describe_training(results[out / stop.folder])}")
 
     say(f"3 of 4. Evaluation: {episodes} episodes each, the same for all")
+    if device == "cpu":  # as in training: the same numbers, and latencies, on any number of cores
+        torch.set_num_threads(1)
     for stop in runs:
         asked = evaluate.Asked(steps=STEPS, episodes=episodes, device=device)
         found = evaluate.evaluate(out / stop.folder, asked, gif=True)

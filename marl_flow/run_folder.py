@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,8 +25,12 @@ import torch
 from marl_flow.config import from_json
 from marl_flow.interfaces import UserError
 
+log = logging.getLogger(__name__)
+
 CONFIG = "config.json"
 LOCK = "lock"
+CHECKPOINTS = "checkpoints"
+CHECKPOINT_NAME = re.compile(r"update_(\d{8,})\.safetensors")
 MAY_CHANGE = frozenset(
     f"training.{name}" for name in ("updates", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 )
@@ -73,24 +79,46 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def claim(run_folder: Path, run: RunRecord) -> None:
-    """Writes config.json into a new run folder, or makes sure that the one there describes the same run."""
+def check(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
+    """The content of config.json, which must describe the same run; None in a folder that holds no run yet."""
     path = run_folder / CONFIG
     if path.exists():
         try:
-            stored = from_json(RunRecord, json.loads(path.read_text(encoding="utf-8"))["run"])
-        except (ValueError, KeyError, TypeError) as error:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            stored = from_json(RunRecord, record["run"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: expected the record of a run, found {error}; choose another --out") from error
         require_same_run(stored, run, run_folder)
-        return
-    leftovers = [name for name in ("checkpoints", "metrics.jsonl", "results.jsonl") if (run_folder / name).exists()]
+        return record
+    leftovers = [name for name in (CHECKPOINTS, "metrics.jsonl", "results.jsonl") if (run_folder / name).exists()]
     if leftovers:
         raise UserError(
             f"{run_folder} holds {', '.join(leftovers)} but no {CONFIG}, so nothing says which run they are of; "
             "restore it, or choose another --out"
         )
-    record = {"run": asdict(run), "made_with": made_with()}
-    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    return None
+
+
+def claim(run_folder: Path, run: RunRecord) -> None:
+    """Makes config.json say what the folder holds: this run, as last asked for, and what made its first update."""
+    stored = check(run_folder, run)
+    record = {"run": json.loads(json.dumps(asdict(run))), "made_with": made_with()}
+    if stored is not None:
+        record = stored | {"run": record["run"]}
+    if record != stored:
+        write_atomically(run_folder / CONFIG, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def warn_of_other_threads(run_folder: Path, run: RunRecord) -> None:
+    """Logs it when this process computes on another number of threads than the one that began the run."""
+    made = (check(run_folder, run) or {}).get("made_with")
+    before, now = made.get("threads") if isinstance(made, Mapping) else None, torch.get_num_threads()
+    if before not in (None, now):
+        log.warning(
+            "%s was begun on %s threads and is continued on %d: sums are rounded in another order, so the result will "
+            "not have the bits of a run that never stopped; for those, set OMP_NUM_THREADS=%s",
+            *(run_folder, before, now, before),
+        )
 
 
 def require_same_run(stored: RunRecord, asked: RunRecord, source: Path) -> None:
@@ -158,6 +186,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def remove_unfinished(run_folder: Path) -> None:
-    """Deletes what a killed process left half-written."""
-    for path in run_folder.glob(f"**/*{_TEMPORARY}"):
-        path.unlink()
+    """Deletes what a killed training left half-written: files of exactly the names it writes under."""
+    (run_folder / f"{CONFIG}{_TEMPORARY}").unlink(missing_ok=True)
+    for path in (run_folder / CHECKPOINTS).glob(f"*{_TEMPORARY}"):
+        if CHECKPOINT_NAME.fullmatch(path.name.removesuffix(_TEMPORARY)):
+            path.unlink()

@@ -25,7 +25,15 @@ from marl_flow.checkpoint import Checkpoint, Header, restore
 from marl_flow.config import digest, to_json
 from marl_flow.interfaces import Algorithm, Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
-from marl_flow.run_folder import RunRecord, claim, hold, remove_unfinished, require_same_run
+from marl_flow.run_folder import (
+    RunRecord,
+    check,
+    claim,
+    hold,
+    remove_unfinished,
+    require_same_run,
+    warn_of_other_threads,
+)
 from marl_flow.run_log import MetricsLog
 
 log = logging.getLogger(__name__)
@@ -67,9 +75,9 @@ class TrainConfig:
         least |= {name: low for name, low in (("updates", 0), ("batch_size", 1)) if getattr(self, name) is not None}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+                raise UserError(f"{name}: expected at least {low}, got {getattr(self, name)}")
         if self.batch_size is not None and self.batch_size % self.micro_batches:
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} does not split into {self.micro_batches} equal micro_batches"
             )
 
@@ -123,10 +131,7 @@ def resolve(training: TrainConfig, config: Any) -> TrainConfig:
     """The training config with the method's own budget where it gives none."""
     updates = config.updates if training.updates is None else training.updates
     batch_size = config.batch_size if training.batch_size is None else training.batch_size
-    try:
-        return replace(training, updates=updates, batch_size=batch_size)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return replace(training, updates=updates, batch_size=batch_size)
 
 
 def train(
@@ -153,15 +158,18 @@ def train(
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
     with hold(run_folder):
-        try:
+        check(run_folder, run)
+        loop = _Loop(run_folder, algorithm, config, training, data, run, device)
+        try:  # from here on the folder is written into
             claim(run_folder, run)
-            loop = _Loop(run_folder, algorithm, config, training, data, run, device)
+            remove_unfinished(run_folder)
+            checkpoints.set_aside_after(run_folder, loop.update)
             with _signals() as asked:
                 return loop.run(asked, progress=progress)
         except OSError as error:
+            last = f"the last good checkpoint is {loop.last_good}" if loop.last_good else "there is no checkpoint yet"
             raise UserError(
-                f"could not write into {run_folder} ({error.strerror}); free space or choose another --out; the last "
-                f"good checkpoint is {checkpoints.latest(run_folder)}"
+                f"could not write into {run_folder} ({error.strerror}); free space or choose another --out; {last}"
             ) from error
 
 
@@ -171,8 +179,16 @@ def checked_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device: expected cpu, cuda or cuda:<number>, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: asked for {name}, but torch finds no usable GPU; choose cpu (see marl-flow doctor)")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise UserError(f"device: expected cpu, cuda or cuda:<number>, got {name!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"device: asked for {name}, but torch finds no usable GPU; choose cpu (see marl-flow doctor)"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            last = torch.cuda.device_count() - 1
+            raise UserError(f"device: asked for {name}, but the last GPU here is cuda:{last}; choose that or cpu")
     return device
 
 
@@ -189,21 +205,23 @@ class _Loop:
         run: RunRecord,
         device: torch.device,
     ) -> None:
-        """From the newest checkpoint, or from the beginning."""
+        """From the newest checkpoint, or from the beginning. Writes nothing."""
         assert training.updates is not None and training.batch_size is not None
         self.run_folder, self.training, self.data, self.record, self.device = run_folder, training, data, run, device
-        self.updates, self.batch_size, self.window = training.updates, training.batch_size, algorithm.window(config)
+        self.updates, self.batch_size = training.updates, training.batch_size
+        with _refusals(algorithm):
+            self.window = algorithm.window(config)
         self.batches = seeding.generator(training.seed, "batches")
         self.draws = seeding.generator(training.seed, "updates", device=device)
         self.update = 0
         self.resumed_from: int | None = None
         self.seconds = {"total": 0.0, "update": 0.0, "draw": 0.0}
-        remove_unfinished(run_folder)
         self.last_good = checkpoints.latest(run_folder)
         if self.last_good is None:
             normalizers = data.fit_normalizers(algorithm.normalizer_kind(config), self.window.discount)
             weights = seeding.generator(training.seed, "weights")
-            self.algorithm = algorithm.build(config, data.spec, normalizers, device=device, generator=weights)
+            with _refusals(algorithm):
+                self.algorithm = algorithm.build(config, data.spec, normalizers, device=device, generator=weights)
             self.normalizers = normalizers.state_dict()
         else:
             self._resume(checkpoints.load(self.last_good), algorithm, self.last_good)
@@ -222,6 +240,8 @@ class _Loop:
         self.update = self.resumed_from = loaded.header.update
         self.seconds = dict(loaded.header.seconds)
         log.info("continuing %s from update %d", self.run_folder, self.update)
+        if self.device.type == "cpu" and self.update < self.updates:
+            warn_of_other_threads(self.run_folder, self.record)
 
     def run(self, asked_to_stop: list[str], *, progress: bool) -> TrainResult:
         training, updates = self.training, self.updates
@@ -321,6 +341,17 @@ class _Loop:
 
         name = f"{self.record.algorithm} {self.record.dataset_id}"
         return tqdm(total=self.updates, initial=self.update, desc=name, unit=" updates", dynamic_ncols=True)
+
+
+@contextlib.contextmanager
+def _refusals(algorithm: type[Algorithm]) -> Iterator[None]:
+    """A value that a window, a network or an optimiser refuses is an error in the config, hence the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{algorithm.name} refuses its settings: {error}; choose others") from error
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ def result(**changes: Any) -> EvaluationResult:
     plain: dict[str, Any] = {
         "task_id": "mpe/simple_spread",
         "dataset_id": DATASET,
+        "dataset_digest": "d" * 64,
         "algorithm": "bc",
         "preset": "default",
         "config_digest": "0123456789abcdef",
@@ -86,6 +87,7 @@ def test_training_seeds_share_a_row_and_nothing_else_does(tmp_path: Path) -> Non
         {},
         {"training_seed": 1, "team_returns": (400.0,) * 4},
         {"dataset_id": "omar/mpe/simple_spread/expert-v1"},
+        {"dataset_digest": "e" * 64},
         {"execution": "centralized"},
         {"num_sampling_steps": 2},
         {"target_rule": "raw:500"},
@@ -103,6 +105,42 @@ def test_training_seeds_share_a_row_and_nothing_else_does(tmp_path: Path) -> Non
     (both,) = [row for row in found if len(row.training_seeds) == 2]
     assert both.training_seeds == (0, 1) and both.returns.shape == (2, 4)
     assert both.mean == pytest.approx((516.8 + 400) / 2)
+
+
+def test_data_of_one_id_and_different_content_stay_apart(tmp_path: Path) -> None:
+    """Catches two builds of one dataset under one heading, in one plot, under one label, or compared."""
+    other = result(dataset_digest="e" * 64, algorithm="coflow", num_sampling_steps=1)
+    run(tmp_path / "a", line(result()), line(result(dataset_digest="e" * 64)), line(other))
+    _, found = report.write([tmp_path / "a"], tmp_path / "out")
+    assert [results.label(row, found) for row in found] == [
+        "bc (default), data dddddddd",
+        "bc (default), data eeeeeeee",
+        "coflow (default), data eeeeeeee",
+    ]
+    assert [results.beats(row, found) for row in found] == [None, None, 0.5]
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert [part.splitlines()[0] for part in text.split("\n## ")[1:3]] == [
+        f"{DATASET}, data dddddddd",
+        f"{DATASET}, data eeeeeeee",
+    ]
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert [row["dataset_digest"][0] for row in table_of(tmp_path / "out")] == ["d", "e", "e"]
+
+
+def test_times_of_different_machines_are_not_mixed(tmp_path: Path) -> None:
+    """Catches a median over a GPU and a CPU, or over two models, under the name of the first."""
+    slow = result(training_seed=1, latency_ms_p50=5.0)
+    run(tmp_path / "a", line(result()), line(slow))
+    (row,) = results.rows([tmp_path / "a"])
+    assert row.latency_ms == (2.75, 0.75)
+    for change in ({"device": "cuda"}, {"model": "another machine"}):
+        run(tmp_path / "a", line(result()), line(dataclasses.replace(slow, **change)))
+        _, (row,) = report.write([tmp_path / "a"], tmp_path / "out")
+        assert row.latency_ms is None and len(row.machines) == 2
+        assert "| mixed | last checkpoint |" in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+        (written,) = table_of(tmp_path / "out")
+        assert (written["latency_ms_p50"], written["device"], written["model"]) == ("", "mixed", "mixed")
+        assert report.summary([row]).endswith("mixed")
 
 
 def test_the_same_files_give_the_same_report(tmp_path: Path) -> None:
@@ -204,9 +242,20 @@ def test_a_report_replaces_reports_only(tmp_path: Path) -> None:
             report.write([runs], out)
     assert (mine / "thesis.tex").read_text(encoding="utf-8") == "years of work"
     report.write([runs], tmp_path / "out")
-    (tmp_path / "out/stale.png").write_bytes(b"old")
     report.write([runs], tmp_path / "out")
-    assert not (tmp_path / "out/stale.png").exists()
+    for name in ("notes.md", "rollouts/mine.gif", "empty/"):
+        foreign = tmp_path / "out" / name
+        foreign.parent.mkdir(exist_ok=True)
+        foreign.mkdir() if name.endswith("/") else foreign.write_text("mine", encoding="utf-8")
+        with pytest.raises(UserError, match=f"holds a report and {Path(name).parts[0]}"):
+            report.write([runs], tmp_path / "out")
+        assert foreign.exists()
+        foreign.rmdir() if name.endswith("/") else foreign.unlink()
+        if foreign.parent.name == "rollouts":
+            foreign.parent.rmdir()
+    (mine / "report.json").write_text("[]", encoding="utf-8")  # of another tool
+    with pytest.raises(UserError, match="is not a report"):
+        report.write([runs], mine)
     run(tmp_path / "out/b", line(result()))  # somebody keeps a run inside a report
     with pytest.raises(UserError, match="choose another folder"):
         report.write([tmp_path / "out"], tmp_path / "out")
@@ -284,13 +333,14 @@ def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.
     ]
     run(tmp_path / "a", *lines, line(result()))
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    figures.plot(results.rows([tmp_path / "a"]), tmp_path / "plot.png")
+    figures.plot(results.rows([tmp_path / "a"]), tmp_path / "plot.png", "the data")
     axes = pyplot.gcf().axes[0]
     drawn = {one.get_label(): one for one in axes.get_lines()}
     np.testing.assert_allclose(drawn["coflow (default), C"].get_xydata(), [[1, 400], [2, 450], [10, 480]])
     assert drawn["bc (default)"].get_ydata()[0] == pytest.approx(516.8)
     assert drawn["published mean of the data"].get_ydata()[0] == 516.8
     assert drawn["random (published)"].get_ydata()[0] == 159.8
+    assert axes.get_title().startswith("the data\n")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "10"]
     assert "return" in axes.get_ylabel() and "steps" in axes.get_xlabel()
     with Image.open(tmp_path / "plot.png") as image:

@@ -15,11 +15,13 @@ from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep
 DATASET_ID = "native/mpe/simple_spread/expert-v1"
 
 
-def task(*, discrete: bool = False, state: bool = False, agents: int = 2, max_steps: int = 6) -> TaskSpec:
+def task(
+    *, discrete: bool = False, state: bool = False, agents: int = 2, max_steps: int = 6, bound: float = 1.0
+) -> TaskSpec:
     action = (
         ActionSpec(kind="discrete", size=5)
         if discrete
-        else ActionSpec(kind="continuous", size=2, low=(-1.0, -0.5), high=(1.0, 0.5))
+        else ActionSpec(kind="continuous", size=2, low=(-bound, -bound / 2), high=(bound, bound / 2))
     )
     return TaskSpec(
         task_id="mpe/simple_spread",
@@ -38,7 +40,7 @@ def numbered_store(
     """Entries that name themselves: frame t of episode k holds 100 k + t, agent i adds 0.25 i; so do actions and
     rewards, which are also negative. Discrete tasks have state and masks.
     """
-    spec = task(discrete=discrete, state=discrete)
+    spec = task(discrete=discrete, state=discrete, bound=1e5)
     frames = np.concatenate([100 * k + np.arange(t + 1) for k, t in enumerate(lengths)]).astype(np.float32)
     if not final:
         frames[np.cumsum(np.asarray(lengths) + 1) - 1] -= 1

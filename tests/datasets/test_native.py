@@ -140,6 +140,25 @@ def test_random_actions_fill_the_bounds(tmp_path: Path, make_env) -> None:
     assert done == [(1000, 2500), (2000, 2500), (2500, 2500)]
 
 
+@pytest.mark.parametrize("dataset_id", [EXPERT, RANDOM])
+def test_a_shorter_build_is_the_beginning_of_a_longer_one(
+    tmp_path: Path, make_env, policies: Path, monkeypatch, dataset_id: str
+) -> None:
+    """Catches noise drawn for as many rows as are asked for, and a small build that does not say what it is."""
+    from safetensors.torch import load_file
+
+    one = {name: value[:1].contiguous() for name, value in load_file(policies).items()}
+    save_file({**one, "expert/episodes_share": torch.ones(1)}, policies)
+    recipes = {name: native.Recipe(episodes=9, seed=1, batch_episodes=4) for name in native.RECIPES}
+    monkeypatch.setattr(native, "RECIPES", recipes)
+    short = native.build(dataset_id, tmp_path / "short", make_env, episodes=3, policy_file=policies)
+    whole = native.build(dataset_id, tmp_path / "whole", make_env, policy_file=policies)
+    for name, array in short.arrays():
+        np.testing.assert_array_equal(array, dict(whole.select(slice(3)).arrays())[name], err_msg=name)
+    assert (native.part_of_recipe(short), native.part_of_recipe(whole)) == ("3 of 9 episodes", "")
+    assert short.provenance["recipe_episodes"] == 9
+
+
 def test_built_datasets_load_by_their_short_id(tmp_path: Path, make_env) -> None:
     """Catches build and load disagreeing about the folder, or load skipping verification."""
     folder = catalog.folder_of(RANDOM, tmp_path)

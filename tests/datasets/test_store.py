@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from marl_flow.datasets import writer
-from marl_flow.datasets.layout import returns_to_go
+from marl_flow.datasets.layout import check_values, returns_to_go
 from marl_flow.datasets.store import EpisodeStore, content_digest, open_store
-from marl_flow.datasets.writer import StoreWriter, remove_store, write_store
+from marl_flow.datasets.writer import AlreadyThere, StoreWriter, remove_store, replace_store, write_store
 from marl_flow.interfaces import UserError
 
 
@@ -209,6 +209,77 @@ def test_choices_outside_the_task_are_refused(tmp_path: Path, make_store) -> Non
     actions[4, 0] = 5
     with pytest.raises(UserError, match=r"actions: expected choices from 0 to 4, found 5 at \[4, 0\]"):
         write_store(tmp_path / "data", EpisodeStore(**{**vars(store), "actions": actions}))
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_illegal_choices_are_named(tmp_path: Path, make_store, block: int) -> None:
+    """Catches masks read one frame off, which every episode but the first would show, and blocks that lose their place;
+    masks of final frames say nothing about any choice.
+    """
+    store = make_store([2, 3, 4], discrete=True)  # choice t % 5 is the first legal one
+    arrays = dict(store.arrays())
+    mask = arrays["action_mask"].copy()
+    mask[[2, 6, 11]] = False
+    check_values(store.spec, {**arrays, "action_mask": mask}, block=block)
+    actions = arrays["actions"].copy()
+    actions[7, 1] = 0  # step 2 of the last episode
+    with pytest.raises(UserError, match=r"legal choices \[2, 3, 4\], found 0 at episode 2, step 2, agent_1"):
+        check_values(store.spec, {**arrays, "actions": actions}, block=block)
+    mask[4, 0] = False
+    with pytest.raises(
+        UserError, match=r"action_mask: expected at least one .*found none at episode 1, step 1, agent_0"
+    ):
+        check_values(store.spec, {**arrays, "action_mask": mask}, block=block)
+    writer = StoreWriter(tmp_path / "data", spec=store.spec, dataset_id=store.dataset_id, provenance={})
+    with pytest.raises(UserError, match="episode 5, step 2, agent_1"), writer:
+        writer.append(store)
+        writer.append(EpisodeStore(**{**vars(store), "actions": actions}))
+
+
+def test_actions_outside_the_bounds_are_named(make_store, make_task) -> None:
+    """Catches data whose actions the environment clipped after they were stored, and rounding taken for that."""
+    store = make_store([2, 3])
+    actions = np.zeros_like(store.actions)
+    actions[:] = np.float32([1.0, -0.5]) * np.float32(1 + 1e-6)
+    check_values(make_task(), {**dict(store.arrays()), "actions": actions})
+    actions[3, 1, 1] = -0.6
+    with pytest.raises(
+        UserError, match=r"from \[-1.0, -0.5\] to \[1.0, 0.5\], found .*-0.6.* episode 1, step 1, agent_1"
+    ):
+        check_values(make_task(), {**dict(store.arrays()), "actions": actions})
+
+
+def test_a_dataset_built_meanwhile_is_said_to_be_there(tmp_path: Path, make_store) -> None:
+    """Catches the slower of two builds that speaks of a full disk, or that replaces what the faster one made."""
+    store = make_store([2, 3])
+    with (
+        pytest.raises(AlreadyThere, match="built meanwhile"),
+        StoreWriter(tmp_path / "data", spec=store.spec, dataset_id="x", provenance={}) as slower,
+    ):
+        slower.append(store)
+        faster = write_store(tmp_path / "data", make_store([4]))
+    assert open_store(tmp_path / "data").digest == faster.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_replacing_keeps_the_old_store_until_the_new_one_is_in(tmp_path: Path, make_store, monkeypatch) -> None:
+    """Catches an old dataset deleted before the new one has its place."""
+    old = write_store(tmp_path / "data", make_store([2, 3]))
+    new = write_store(tmp_path / "fresh", make_store([4]))
+    rename = Path.rename
+
+    def refuse_fresh(self: Path, target: Path) -> Path:
+        if self.name == "fresh":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="expected to write"):
+        patch.setattr(Path, "rename", refuse_fresh)
+        replace_store(tmp_path / "data", tmp_path / "fresh")
+    assert open_store(tmp_path / "data").digest == old.digest
+    replace_store(tmp_path / "data", tmp_path / "fresh")
+    assert open_store(tmp_path / "data").digest == new.digest
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_remove_store_spares_foreign_files(tmp_path: Path, make_store) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from marl_flow import baselines, checkpoint
@@ -82,6 +85,77 @@ def test_a_cut_file_is_refused_and_passed_over(tmp_path: Path, share: float, cap
     with caplog.at_level(logging.WARNING):
         assert checkpoint.latest(tmp_path) == good
     assert cut.name in caplog.text
+
+
+def test_damaged_files_alone_do_not_look_like_a_new_run(tmp_path: Path) -> None:
+    """Catches a training that begins anew, and prunes, where every checkpoint is damaged."""
+    paths = [checkpoint.save(tmp_path, example(update), keep=2) for update in (5, 6)]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"found 2 and all damaged .*update_00000006.*update_00000005.*restore one"):
+        checkpoint.latest(tmp_path)
+
+
+def with_header(path: Path, record: str) -> None:
+    """Rewrites the file with other text in place of its JSON record."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    save_file(tensors, path, metadata={"marl_flow": record})
+
+
+@pytest.mark.parametrize("record", ["{", "[]", "{}", "null"])
+def test_a_broken_header_is_damage(tmp_path: Path, record: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a JSONDecodeError or KeyError where a whole earlier checkpoint could be used."""
+    good, bad = (checkpoint.save(tmp_path, example(update), keep=2) for update in (5, 6))
+    with_header(bad, record)
+    with pytest.raises(checkpoint.DamagedCheckpoint, match="expected a header in JSON"):
+        checkpoint.load(bad)
+    assert checkpoint.latest(tmp_path) == good and bad.name in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"format_version": 2, "digest": "", "header": {}}, "expected checkpoint format 1, found 2"),
+        ({"format_version": 1, "digest": "", "header": {}}, r"expected the header of a checkpoint, found KeyError"),
+        ({"format_version": 1, "digest": "", "header": {"run": {}}}, "expected the header of a checkpoint.*missing"),
+    ],
+)
+def test_a_newer_version_is_not_damage(tmp_path: Path, record: dict, says: str) -> None:
+    """Catches falling back to an older checkpoint, and pruning, over one that another version can read."""
+    checkpoint.save(tmp_path, example(5), keep=2)
+    with_header(checkpoint.save(tmp_path, example(6), keep=2), json.dumps(record))
+    with pytest.raises(UserError, match=rf"update_00000006\.safetensors: {says}"):
+        checkpoint.latest(tmp_path)
+
+
+@pytest.mark.parametrize("locked", ["checkpoints", "checkpoints/update_00000005.safetensors"])
+def test_what_may_not_be_read_is_refused(tmp_path: Path, locked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a folder without permission that looks empty, and a file without permission that looks damaged."""
+    checkpoint.save(tmp_path, example(5), keep=2)
+
+    def refusing(usual: Any) -> Any:
+        def call(self: Path, *arguments: Any) -> Any:
+            if self == tmp_path / locked:  # the administrator, who runs some tests, may read everything
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return usual(self, *arguments)
+
+        return call
+
+    for name in ("iterdir", "open"):
+        monkeypatch.setattr(Path, name, refusing(getattr(Path, name)))
+    with pytest.raises(UserError, match=rf"{locked}: expected .*found Permission denied; make it readable"):
+        checkpoint.latest(tmp_path)
+
+
+def test_pruning_spares_what_was_just_written(tmp_path: Path) -> None:
+    """Catches deleting the checkpoint just written because files of later updates lie beside it."""
+    for update in (8, 9):
+        checkpoint.save(tmp_path, example(update), keep=2)
+    for keep in (2, 1):
+        path = checkpoint.save(tmp_path, example(5), keep=keep)
+        names = sorted(file.name for file in path.parent.iterdir())
+        assert names == ["update_00000005.safetensors", "update_00000009.safetensors"][:keep]
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

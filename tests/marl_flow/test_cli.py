@@ -113,6 +113,8 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
         (["train", DATASET, "bc", "--cell", "centralized"], "of coflow, not of bc"),
         (["train", DATASET, "bc", "--device", "abacus"], "expected cpu, cuda"),
+        (["train", DATASET, "bc", "--device", "meta"], "expected cpu, cuda"),
+        (["train", DATASET, "bc", "--learning-rate", "nan"], "nan"),
         (bc("file/inside"), "choose another --out"),
         (["eval", "nowhere"], "nowhere"),
         (["eval"], "name at least one run folder"),
@@ -175,12 +177,14 @@ def test_data_commands_tell_what_is_here(
     capsys.readouterr()
     assert cli.main(["data", "list"]) == 0
     listed = {line.split()[0].split("/")[-1]: line.split() for line in capsys.readouterr().out.splitlines()[1:5]}
-    assert listed["random-v1"][1:3] == ["40", "1,000"] and listed["random-v1"][-1] == "here"
+    assert listed["random-v1"][1:3] == ["40", "1,000"]
+    assert " ".join(listed["random-v1"][6:]) == "here: 40 of 10,000 episodes"
     assert listed["random-v1"][5] == "159.8" and 100 < float(listed["random-v1"][4]) < 220
     assert listed["expert-v1"][-2:] == ["not", "here"] and listed["expert-v1"][5] == "516.8"
     assert cli.main(["data", "show", DATASET]) == 0
     card = capsys.readouterr().out
     assert "40 episodes" in card and "provenance" not in card and "policy" not in card.splitlines()[0]
+    assert cli.main(["doctor"]) in (0, 1) and "40 of 10,000 episodes" in capsys.readouterr().out
     assert cli.main(["data", "verify", DATASET]) == 0
     rewards = folder / "rewards.npy"
     intact = rewards.read_bytes()
@@ -253,6 +257,45 @@ def test_what_is_done_is_not_done_again(place: Path, capsys: pytest.CaptureFixtu
     assert "continued from update 2" in capsys.readouterr().out
     assert cli.main(["eval", "a", "--episodes", "3"]) == 0
     assert [result.update for result in read_results(place / "a")] == [2, 2, 2, 4]
+
+
+def test_other_devices_and_other_data_are_evaluated_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches results of another device, or of data of the same name, taken for those that are asked for."""
+    assert cli.main(bc("a", "updates=1")) == 0
+    evaluate = ["eval", "a", "--episodes", "2"]
+    assert cli.main(evaluate) == 0
+    (first,) = read_results(place / "a")
+    others = ({"device": "cuda"}, {"dataset_digest": "0" * 64})
+    for number, change in enumerate(others):
+        path = place / "a/results.jsonl"
+        path.write_text(json.dumps({**dataclasses.asdict(first), **change}) + "\n", encoding="utf-8")
+        assert cli.main(evaluate) == 0 and len(read_results(place / "a")) == 2, others[number]
+        assert cli.main(evaluate) == 0 and len(read_results(place / "a")) == 2, others[number]
+
+
+def test_a_dataset_built_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a training that fails because another process built its dataset first."""
+    from marl_flow import envs
+    from marl_flow.benchmarks import run
+    from marl_flow.datasets import catalog, native
+
+    monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
+    build, digests = native.build, []
+
+    def slower(name: str, folder: Path, make_env: object, **how: object) -> object:
+        digests.append(build(name, catalog.folder_of(name), envs.make, episodes=2).digest)
+        return build(name, folder, make_env, **{**how, "episodes": 3})
+
+    monkeypatch.setattr(native, "build", slower)
+    assert [run.open_dataset(DATASET).digest] == digests
+
+
+def test_a_checkpoint_file_is_named_from_anywhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a bare file name, given inside `checkpoints/`, whose run folder is not found."""
+    assert cli.main(bc("a", "updates=1")) == 0
+    monkeypatch.chdir(place / "a/checkpoints")
+    assert cli.main(["eval", "update_00000001.safetensors", "--episodes", "2"]) == 0
+    assert len(read_results(place / "a")) == 1
 
 
 def test_an_unfinished_run_is_scored_under_its_own_name(place: Path) -> None:

@@ -125,6 +125,8 @@ def test_returns_lengths_and_wins_are_the_known_ones(header: Header) -> None:
     first = results[0]
     assert (first.update, first.training_seed, first.algorithm) == (12, 3, "ma_td3_bc")
     assert (first.dataset_id, first.task_id) == ("test/tiny/random-v1", "test/known")
+    assert first.dataset_digest == header.run.dataset_digest
+    assert first.dataset_digest == header.run.dataset_digest
     assert first.config_digest == header.run.config_digest and 0 < first.latency_ms_p50 <= first.latency_ms_p95
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -11,12 +12,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from marl_flow import checkpoint
+from marl_flow import baselines, checkpoint
+from marl_flow.interfaces import Acting, Algorithm, Metrics
 from marl_flow.run_log import read_lines
+from marl_flow.training import TrainResult
 
 UPDATES = 300
 
@@ -103,13 +107,52 @@ def test_sigkill_at_random_instants(tiny: ModuleType, tmp_path: Path, nursery: s
     assert not list(folder.rglob("*.writing"))
 
 
-def test_stopping_at_every_update_and_going_on(tiny: ModuleType, tmp_path: Path) -> None:
-    """Catches state that only matters between two particular updates, such as the delayed actor's turn."""
-    tiny.run(tmp_path / "whole")
+def actions(algorithm: Algorithm) -> torch.Tensor:
+    """What it does at a fixed observation."""
+    sampled = {"num_sampling_steps": 2, "target_return": 0.5} if algorithm.samples_in_steps else {}
+    policy = algorithm.policy(Acting(**sampled))
+    policy.reset(1, torch.Generator().manual_seed(0))
+    spec = algorithm.spec
+    return policy.act(torch.ones(1, spec.num_agents, spec.observation_size), None, torch.zeros(1, spec.num_agents))
+
+
+# As small as goes, and every draw and schedule there is: agents shown, returns dropped, a running average that starts.
+COFLOW = {"width": 16, "heads": 1, "token_blocks": 1, "embedding_width": 8, "horizon": 2, "history": 1}
+COFLOW |= {"conditioning": "mixed", "condition_dropout": 0.3, "ema_start": 5, "ema_every": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tensorboard"),
+    [("ma_td3_bc", {}, False), ("bc", {"learning_rate": 0.01}, True), ("coflow", COFLOW, False)],
+)
+def test_stopping_at_every_update_and_going_on(
+    tiny: ModuleType, tmp_path: Path, name: str, settings: dict, tensorboard: bool
+) -> None:
+    """Catches state that only matters between two particular updates, such as the delayed actor's turn, and state
+    that only acting needs, such as a running average: the algorithm as trained acts as the one from the file.
+    """
+    trained: list[Algorithm] = []
+
+    class Watched(baselines.get(name)):
+        def update(self, *arguments: Any) -> Metrics:
+            trained[:] = [self]
+            return super().update(*arguments)
+
+    algorithm = Watched
+    small = {"updates": 12, "batch_size": 16} | ({} if name == "coflow" else {"hidden": (8,)})
+    config = dataclasses.replace(next(iter(algorithm.presets.values())), **small | settings)
+
+    def run(place: str, updates: int) -> TrainResult:
+        training = tiny.training(updates=updates, log_every=1, tensorboard=tensorboard)
+        return tiny.run(tmp_path / place, algorithm=algorithm, config=config, training=training)
+
     for updates in range(1, 13):
-        result = tiny.run(tmp_path / "pieces", training=tiny.training(updates=updates, log_every=1))
+        result = run("pieces", updates)
         assert result.header.update == updates and result.resumed_from == (updates - 1 or None)
-    tiny.run(tmp_path / "fine", training=tiny.training(log_every=1))
-    left, right = checkpoint.load(checkpoint.latest(tmp_path / "fine")), checkpoint.load(result.checkpoint)
-    assert all(torch.equal(value, right.tensors()[name]) for name, value in left.tensors().items())
+    fine = run("fine", 12)
+    left, right = (checkpoint.load(each.checkpoint).tensors() for each in (fine, result))
+    assert left.keys() == right.keys() and [key for key in left if not torch.equal(left[key], right[key])] == []
     assert untimed(tmp_path / "fine") == untimed(tmp_path / "pieces")
+    assert (tmp_path / "pieces" / "tensorboard").exists() == tensorboard
+    loaded, _ = checkpoint.load_algorithm(result.checkpoint, lambda _: algorithm, device=torch.device("cpu"))
+    assert torch.equal(actions(trained[0]), actions(loaded))

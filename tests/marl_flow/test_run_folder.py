@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from marl_flow import run_folder
 from marl_flow.interfaces import UserError
@@ -128,3 +129,43 @@ def test_what_a_kill_left_half_written_is_cleared_away(tiny: ModuleType, tmp_pat
         path.write_bytes(b"half")
     tiny.run(tmp_path, training=tiny.training(updates=4))
     assert not any(path.exists() for path in left) and first.checkpoint.exists()
+
+
+def test_files_of_others_are_never_cleared_away(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches deleting what only ends like a temporary file of ours, at any depth."""
+    first = tiny.run(tmp_path, training=tiny.training(updates=4))
+    (tmp_path / "thesis").mkdir()
+    names = ["chapter.writing", "thesis/config.json.writing", ".rollout_centralized.gif.writing"]
+    names += ["checkpoints/notes.writing", "checkpoints/update_8.safetensors.writing"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    tiny.run(tmp_path, training=tiny.training(updates=8))
+    assert all((tmp_path / name).read_text() == "mine" for name in names) and first.checkpoint.exists()
+
+
+def test_the_config_says_how_long_the_run_is_now(tiny: ModuleType, tmp_path: Path) -> None:
+    """Catches a continued run that records its old length, or forgets what made its beginning."""
+    tiny.run(tmp_path, training=tiny.training(updates=4))
+    path = tmp_path / "config.json"
+    before = json.loads(path.read_text())
+    before["made_with"]["commit"] = "of then"
+    path.write_text(json.dumps(before))
+    tiny.run(tmp_path, training=tiny.training(updates=8))
+    after = json.loads(path.read_text())
+    assert after["run"]["training"]["updates"] == 8 and after["made_with"] == before["made_with"]
+    with pytest.raises(UserError, match="has trained 8 updates already"):
+        tiny.run(tmp_path, training=tiny.training(updates=4))
+    assert json.loads(path.read_text()) == after
+
+
+def test_going_on_with_other_threads_is_said(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a run that silently lacks the bits of one that never stopped."""
+    threads = torch.get_num_threads()
+    for updates in (4, 5):
+        tiny.run(tmp_path, training=tiny.training(updates=updates))
+    assert "threads" not in caplog.text
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    tiny.run(tmp_path, training=tiny.training(updates=6))
+    assert f"begun on {threads} threads and is continued on {threads + 1}" in caplog.text

@@ -22,6 +22,7 @@ def result(**changes: Any) -> EvaluationResult:
     plain = {
         "task_id": "test/tiny",
         "dataset_id": "test/tiny/random-v1",
+        "dataset_digest": "d" * 64,
         "algorithm": "bc",
         "preset": "default",
         "config_digest": "0123456789abcdef",

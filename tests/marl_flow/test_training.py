@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import resource
@@ -21,7 +22,7 @@ from marl_flow.baselines.ma_td3_bc import MATD3BC
 from marl_flow.checkpoint import load_algorithm
 from marl_flow.interfaces import ActionSpec, Batch, Metrics, UserError
 from marl_flow.run_log import read_lines
-from marl_flow.training import TrainConfig, TrainingDiverged, TrainingStopped
+from marl_flow.training import TrainConfig, TrainingDiverged, TrainingStopped, checked_device
 
 CPU = torch.device("cpu")
 
@@ -167,6 +168,83 @@ def test_a_full_disk_at_the_metrics_is_reported(tiny: ModuleType, tmp_path: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.parametrize("change", ["permission", "version", "damage"])
+def test_checkpoints_that_cannot_be_read_stop_training(
+    tiny: ModuleType, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a silent new beginning that cuts the metrics off and prunes the checkpoints of the first."""
+    result = tiny.run(tmp_path)
+    folder = result.checkpoint.parent
+    if change == "permission":
+        usual = Path.open
+
+        def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+            if self.parent == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return usual(self, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refused)
+    elif change == "version":
+        monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    else:
+        for path in folder.iterdir():
+            path.write_bytes(path.read_bytes()[:50])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"}
+    with pytest.raises(UserError, match=r"update_00000012\.safetensors.*found"):
+        tiny.run(tmp_path, training=tiny.training(updates=16))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"} == before
+
+
+def test_a_damaged_newest_checkpoint_gives_way(
+    tiny: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a continued run whose own checkpoints are pruned, or passed over, because a damaged one is newer."""
+    few = tiny.training(keep_checkpoints=1, checkpoint_every=1)
+    damaged = tiny.run(tmp_path / "run").checkpoint
+    data = damaged.read_bytes()[:100]
+    damaged.write_bytes(data)
+    result = tiny.run(tmp_path / "run", training=dataclasses.replace(few, updates=10))
+    assert result.resumed_from == 8 and "passing over a damaged checkpoint" in caplog.text
+    aside = damaged.with_name(damaged.name + ".damaged")
+    assert sorted(damaged.parent.iterdir()) == [result.checkpoint, aside] and aside.read_bytes() == data
+    again = tiny.run(tmp_path / "run", training=few)
+    assert again.resumed_from == 10
+    left, right = (checkpoint.load(run.checkpoint).tensors() for run in (again, tiny.run(tmp_path / "whole")))
+    assert all(torch.equal(left[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps", "cpu:1", "", "cuda:-1", "cuda:1", "cuda:9"])
+def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches devices torch has a name for and this machine, or this package, has no use for. One GPU is pretended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(
+        UserError, match=r"device: (expected cpu, cuda|asked for cuda:\d, but the last GPU here is cuda:0)"
+    ):
+        checked_device(name)
+    assert [str(checked_device(good)) for good in ("cpu", "cuda", "cuda:0")] == ["cpu", "cuda", "cuda:0"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="asked for cuda, but torch finds no usable GPU"):
+        checked_device("cuda")
+
+
+@pytest.mark.parametrize("error", [ValueError("invalid learning rate"), UserError("needs more agents")])
+def test_a_config_refused_while_building_leaves_the_folder_free(
+    tiny: ModuleType, tmp_path: Path, error: ValueError
+) -> None:
+    """Catches a refused setting that looks like a bug, and whose config.json then keeps the right one out."""
+
+    class Refusing(MATD3BC):
+        @classmethod
+        def build(cls, *arguments: Any, **options: Any) -> Any:
+            raise error
+
+    with pytest.raises(UserError, match=str(error)):
+        tiny.run(tmp_path, algorithm=Refusing, config=tiny.config(alpha=9.0))
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert tiny.run(tmp_path).header.update == 12
+
+
 def test_a_method_that_cannot_serve_the_task_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
     """Catches continuous methods let loose on choices, and devices that are not there."""
     discrete = tiny.data(spec=tiny.spec(action=ActionSpec(kind="discrete", size=4)))
@@ -182,7 +260,7 @@ def test_a_method_that_cannot_serve_the_task_is_refused(tiny: ModuleType, tmp_pa
 @pytest.mark.parametrize("field", ["updates", "batch_size", "micro_batches", "log_every", "checkpoint_every"])
 def test_impossible_settings_are_refused(field: str) -> None:
     """Catches a budget that would run for ever or divide by zero."""
-    with pytest.raises(ValueError, match=f"{field}: expected at least"):
+    with pytest.raises(UserError, match=f"{field}: expected at least"):
         TrainConfig(**{field: -1})
 
 
