@@ -19,7 +19,7 @@ from marl_flow.interfaces import UserError
 Row = Mapping[str, Any]
 """name, value, unit, target (None: none was set). In seconds and per cent less is better, in all else more."""
 
-TRAINED = (("coflow", "compact", 60), ("bc", "default", 400), ("ma_td3_bc", "default", 200))
+TRAINED = (("coflow", "compact", 60), ("bc", "default", 1000), ("ma_td3_bc", "default", 1000))
 """Algorithm, preset and updates of the training section."""
 
 
