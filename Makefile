@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test check smoke bench format clean
+.PHONY: install quickstart test check bench format clean
 
 install: $(STAMP)
 
@@ -25,9 +25,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	rm -rf build/types && mkdir -p build/types/marl_flow
-	ln -s ../../../marl_flow/*.py ../../../marl_flow/py.typed build/types/marl_flow/
-	cd build/types/marl_flow && ln -s ../../../envs ../../../datasets ../../../baselines ../../../benchmarks .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p marl_flow
+	ln -s "$(CURDIR)"/marl_flow/*.py "$(CURDIR)"/marl_flow/py.typed build/types/marl_flow/
+	ln -s "$(CURDIR)"/envs "$(CURDIR)"/datasets "$(CURDIR)"/baselines "$(CURDIR)"/benchmarks build/types/marl_flow/
+	cd build/types && "$(CURDIR)"/$(BIN)/mypy --config-file "$(CURDIR)"/pyproject.toml -p marl_flow
 
 format: install
 	$(BIN)/ruff format .
