@@ -94,7 +94,6 @@ class FlowPolicy:
                 t,
                 returns,
                 known,
-                values,
                 guidance=config.guidance_weight,
                 gate_scale=self.gate_scale,
                 attention_out=attention,

@@ -52,7 +52,6 @@ class CoFlowModel(nn.Module):
         label: Tensor,
         returns: Tensor,
         known: Tensor,
-        values: Tensor,
         *,
         keep_returns: Tensor | None = None,
         guidance: float = 1.0,
@@ -61,11 +60,11 @@ class CoFlowModel(nn.Module):
     ) -> Tensor:
         """u [B, F, N, O] at z [B, F, N, O] standing at time t [B], the network told `label` [B].
 
-        returns [B, N] scaled; known [B, F, N] bool and values [B, F, N, O]: what is given. With guidance != 1 both
-        branches run as one batch of 2 B rows.
+        returns [B, N] scaled; known [B, F, N] bool: the frames of z that are given. With guidance != 1 both branches
+        run as one batch of 2 B rows.
         """
         if guidance != 1.0:
-            twice = [torch.cat([x, x]) for x in (z, t, label, returns, known, values)]
+            twice = [torch.cat([x, x]) for x in (z, t, label, returns, known)]
             keep = torch.ones_like(returns, dtype=torch.bool)
             both = self.velocity(
                 *twice,
@@ -75,15 +74,14 @@ class CoFlowModel(nn.Module):
             )
             conditional, unconditional = both.chunk(2)
             return unconditional + guidance * (conditional - unconditional)
-        plan_output = self.config.output == "data"
-        if plan_output:
-            prior = objective.expand((1 - t) / ((1 - t) ** 2 + t**2), z)  # best linear guess of unit-variance data
-            z_read = torch.where(known[..., None], z, prior * z)
-        else:
-            z_read = z
+        reads_plan = self.config.output == "data"
+        z_read = z
+        if reads_plan:  # instead of the noisy frames, the best linear guess of unit-variance data from them: 0 at t = 1
+            share = objective.expand((1 - t) / ((1 - t) ** 2 + t**2), z)
+            z_read = torch.where(known[..., None], z, share * z)
         out = self.network(
             z_read, label, returns, known, keep_returns=keep_returns, gate_scale=gate_scale, attention_out=attention_out
         )
-        if not plan_output:
+        if not reads_plan:
             return out
         return (z - z_read - out) / objective.expand(t.clamp_min(self.config.time_floor), z)

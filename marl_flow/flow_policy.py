@@ -119,15 +119,15 @@ class CoFlow:
     ) -> Tensor:
         """Mean squared distance of V from noise - data; over unknown real entries when `masked`, else over everything.
 
+        data [B, F, N, O] in the plan space, values [B, F, N, O] and known [B, F, N] what is given of it, noise like
+        data, t and r [B], returns [B, N] scaled, valid [B, H], keep_returns [B, 1] or None.
         With output `data` it is weighted by t^2, which makes it the squared error of the plan.
         """
         config = self.config
         guidance = config.guidance_weight if config.guidance_in_loss else 1.0
 
         def u(z: Tensor, time: Tensor, label: Tensor) -> Tensor:
-            return self.model.velocity(
-                z, time, label, returns, known, values, keep_returns=keep_returns, guidance=guidance
-            )
+            return self.model.velocity(z, time, label, returns, known, keep_returns=keep_returns, guidance=guidance)
 
         velocity = noise - data
         noisy = torch.where(known[..., None], values, objectives.interpolate(data, noise, t))

@@ -103,7 +103,7 @@ def test_network(golden: Golden) -> None:
     with torch.no_grad():
         conditional = golden.model.network(z, time, returns, known)
         unconditional = golden.model.network(z, time, returns, known, keep_returns=~keep)
-        guided = golden.model.velocity(z, time, time, returns, known, torch.zeros_like(z), guidance=1.2)
+        guided = golden.model.velocity(z, time, time, returns, known, guidance=1.2)
     close(conditional, golden["net/velocity_conditional"])
     close(unconditional, golden["net/velocity_unconditional"])
     close(guided, golden["net/velocity_guided"])
@@ -142,7 +142,7 @@ def test_sampling(golden: Golden) -> None:
     returns = golden["sample/returns"][:, 0]
 
     def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return golden.model.velocity(z, t, t, returns, known, values, guidance=1.2)
+        return golden.model.velocity(z, t, t, returns, known, guidance=1.2)
 
     with torch.no_grad():
         for steps in (1, 2, 3, 5):
@@ -161,7 +161,7 @@ def test_loss_and_gradients(golden: Golden) -> None:
     model = golden.model
 
     def u(z: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return model.velocity(z, time, label, returns, known, values, guidance=1.2)
+        return model.velocity(z, time, label, returns, known, guidance=1.2)
 
     noisy = torch.where(known[..., None], values, objective.interpolate(data, noise, t))
     with torch.no_grad():
