@@ -205,7 +205,7 @@ class TokenBlock(nn.Module):
     """Residual MLP on each agent's token, its hidden layer shifted by the embedding, then gated attention.
 
     ReLU and no normalisation, unlike the U-Net: who goes to which landmark is a function with sharp edges, which layer
-    norm and Mish learned several times slower (docs/log.md).
+    norm and Mish learned much later (docs/log.md).
     """
 
     def __init__(self, width: int, embedding: int, heads: int) -> None:
