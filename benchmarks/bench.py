@@ -38,7 +38,7 @@ def mpe_rows() -> list[Row]:
 def training_rows() -> list[Row]:
     """Share of training time spent outside networks and optimisers: drawing batches, logging, checkpoints."""
     from marl_flow import baselines, envs, training
-    from marl_flow.benchmarks.run import training_data
+    from marl_flow.benchmarks.data import training_data
     from marl_flow.datasets import native
 
     rows: list[Row] = []

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from marl_flow import seeding
-from marl_flow.envs import make
+from marl_flow import envs, seeding
+from marl_flow.benchmarks import opponents
 from marl_flow.envs.mpe_tasks import ParticleEnv
 from marl_flow.interfaces import Policy
 
@@ -27,25 +27,13 @@ class StillPrey:
     """A prey that does nothing: what remains is the cost of the simulator itself."""
 
     network_passes = 0
+    name = "still"
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         """Nothing is remembered."""
 
     def act(self, observations: torch.Tensor, action_mask: torch.Tensor | None, rewards: torch.Tensor) -> torch.Tensor:
         return observations.new_zeros(observations.shape[0], 1, 2)
-
-
-def random_prey(observation_size: int) -> Policy:
-    """OMAR's prey architecture with drawn weights: the same work per step as the published one."""
-    from marl_flow.envs.mpe_opponents import NetworkPrey
-
-    source = seeding.generator(0, "bench_mpe", "prey")
-    shapes: dict[str, tuple[int, ...]] = {f"in_fn.{name}": (observation_size,) for name in ("bias", "running_mean")}
-    shapes |= {"fc1.weight": (64, observation_size), "fc2.weight": (64, 64), "fc3.weight": (2, 64)}
-    shapes |= {"fc1.bias": (64,), "fc2.bias": (64,), "fc3.bias": (2,)}
-    weights = {name: 0.1 * torch.randn(shape, generator=source) for name, shape in shapes.items()}
-    ones = {name: torch.ones(observation_size) for name in ("in_fn.weight", "in_fn.running_var")}
-    return NetworkPrey({**weights, **ones})
 
 
 @contextmanager
@@ -84,13 +72,12 @@ def rows() -> list[dict[str, Any]]:
     records = []
     with one_thread():
         for task_id, target in TARGETS.items():
-            prey_size = {"mpe/simple_tag": 14, "mpe/simple_world": 22}.get(task_id)
-            opponents: dict[str, Policy | None] = {"none": None}
-            if prey_size is not None:
-                opponents = {"still": StillPrey(), "scripted": None, "network": random_prey(prey_size)}
-            for opponent, policy in opponents.items():
+            policies: dict[str, Policy | None] = {"none": None}
+            if envs.spec(task_id).opponent is not None:
+                policies = {"still": StillPrey(), "scripted": opponents.opponent(task_id, "scripted"), "network": None}
+            for opponent, policy in policies.items():
                 for num_envs, num_episodes in ((LARGE_BATCH, 2), (1, 20)):
-                    env = make(task_id, num_envs, opponent=policy)
+                    env = envs.make(task_id, num_envs, opponent=policy)
                     per_cpu, per_wall = steps_per_second(env, num_episodes)
                     records.append(
                         {

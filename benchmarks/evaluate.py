@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from marl_flow import baselines, checkpoint, datasets, envs, evaluation, run_log, seeding, training
+from marl_flow import baselines, checkpoint, datasets, evaluation, run_log, seeding, training
 from marl_flow.benchmarks import suite
+from marl_flow.benchmarks.opponents import environment
 from marl_flow.checkpoint import Header
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
@@ -68,7 +69,7 @@ def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False)
             found = evaluation.evaluate(
                 algorithm,
                 header,
-                lambda rows: envs.make(algorithm.spec.task_id, rows, device),
+                lambda rows: environment(algorithm.spec, rows, device),
                 missing,
                 seeds=seeds,
                 protocol=protocol,
@@ -167,7 +168,7 @@ def write_rollout(algorithm: Algorithm, acting: Acting, path: Path, seed: int, d
     """An animated picture of one episode, 10 frames a second, the last one held."""
     from PIL import Image
 
-    env = envs.make(algorithm.spec.task_id, 1, device)
+    env = environment(algorithm.spec, 1, device)
     pictures = evaluation.rollout_frames(algorithm.policy(acting), env, seed, seeding.generator(0, "rollout"))
     frames = [Image.fromarray(picture) for picture in pictures]
     unfinished = path.with_name(f".{path.name}.writing")

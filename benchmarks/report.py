@@ -36,6 +36,7 @@ def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
         "dataset": first.dataset_id,
         "dataset_digest": first.dataset_digest,
         "task": first.task_id,
+        "opponent": first.opponent,
         "algorithm": first.algorithm,
         "preset": first.preset,
         "config_digest": first.config_digest,
@@ -127,9 +128,11 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
             f"Score 0 is a return of {reference.random:g} (random), score 100 is {reference.expert:g} (expert data)."
         )
     devices = sorted({device for row in among for device, _ in row.machines})
+    against = "" if among[0].first.opponent is None else f" against the prey {among[0].first.opponent}"
     lines = [
         f"## {title}",
-        f"Task {among[0].first.task_id}. {scale} Latency: one joint decision at batch 1 on {', '.join(devices)}.",
+        f"Task {among[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
+        f"{', '.join(devices)}.",
         table(header, body, range(2, 9)),
     ]
     return "\n\n".join(lines)
@@ -187,6 +190,40 @@ def summary(all_rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def overview(all_rows: Sequence[Row]) -> str:
+    """Markdown of every dataset in a line: each way of acting that several datasets have, `return [95 %] (score)`.
+
+    A cell is empty where a dataset has no such row, or several.
+    """
+    groups = by_data(all_rows)
+    ways: dict[tuple[Any, ...], str] = {}
+    cells: dict[tuple[str, tuple[Any, ...]], list[Row]] = {}
+    for title, here in groups.items():
+        for row in here:
+            first = row.first
+            way = (first.algorithm, first.preset, first.execution, first.num_sampling_steps or 0)
+            steps = f" k={first.num_sampling_steps}" if first.num_sampling_steps else ""
+            execution = f"-{first.execution[0].upper()}" if first.num_sampling_steps else ""
+            ways[way] = f"{first.algorithm}{execution}{steps}"
+            cells.setdefault((title, way), []).append(row)
+    shown = sorted(way for way in ways if len(groups) == 1 or sum((title, way) in cells for title in groups) > 1)
+    body = []
+    for title, here in groups.items():
+        line = [title, ", ".join(sorted({str(len(row.training_seeds)) for row in here}))]
+        for way in shown:
+            found = cells.get((title, way), [])
+            if len(found) != 1:
+                line.append("")
+                continue
+            row = found[0]
+            score = row.score(row.mean)
+            mark = "" if score is None else f" ({score:.1f})"
+            line.append(interval_text(row.mean, *row.interval) + mark)
+        body.append(line)
+    header = ["Dataset", "Training seeds", *(ways[way] for way in shown)]
+    return table(header, body, range(1, len(header)))
+
+
 def markdown(
     all_rows: Sequence[Row], plots: Mapping[str, str], rollouts: Mapping[str, Sequence[tuple[str, str]]]
 ) -> str:
@@ -199,6 +236,8 @@ def markdown(
         "centralized, D decentralized. k: sampling steps. Beats bc: probability of a higher return than bc on the same "
         "evaluation seed. Passes: forward passes of the largest network in one joint decision.",
     ]
+    if len(by_data(all_rows)) > 1:
+        parts += ["## Overview", "Return with its interval, and the score in brackets.", overview(all_rows)]
     for data, here in by_data(all_rows).items():
         parts.append(dataset_section(data, here))
         if data in plots:

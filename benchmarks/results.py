@@ -26,6 +26,7 @@ SAME_ROW = (
     "dataset_id",
     "dataset_digest",
     "task_id",
+    "opponent",
     "algorithm",
     "preset",
     "config_digest",
@@ -126,7 +127,7 @@ def _row(group: Mapping[int, tuple[EvaluationResult, Path]]) -> Row:
     first = results[0]
     returns = np.array([result.team_returns for result in results], dtype=np.float64)
     # not the digest: data built elsewhere differ in their last bits, which should leave the draws alone
-    names = [getattr(first, name) for name in SAME_ROW if name not in ("seeds", "dataset_digest")]
+    names = [getattr(first, name) for name in SAME_ROW if name not in ("seeds", "dataset_digest", "opponent")]
     machines = tuple(sorted({(result.device, result.model) for result in results}))
     times = np.array([(result.latency_ms_p50, result.latency_ms_p95) for result in results])
     p50, p95 = np.median(times, axis=0).tolist()

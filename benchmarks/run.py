@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-import logging
-import os
 import textwrap
 import typing
 from collections.abc import Sequence, Set
@@ -14,103 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marl_flow import baselines, datasets, envs
+from marl_flow import baselines
 from marl_flow.benchmarks import suite
+from marl_flow.benchmarks.data import open_dataset, training_data
 from marl_flow.config import nearest, override
-from marl_flow.datasets import catalog, native
-from marl_flow.datasets.store import EpisodeStore, open_store
-from marl_flow.datasets.windows import WindowSampler
-from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
+from marl_flow.datasets import catalog
 from marl_flow.interfaces import Execution, UserError
-from marl_flow.normalize import Normalizers
-from marl_flow.training import TrainConfig, TrainingData, TrainResult
+from marl_flow.training import TrainConfig, TrainResult
 from marl_flow.training import train as run_training
-
-log = logging.getLogger(__name__)
 
 TRAIN_PREFIX = "train."
 """Puts a setting to training where the algorithm has one of the same name: `train.updates=3000` trains on."""
 OWN_FLAGS = ("seed", "device")
 """Fields of `TrainConfig` with a flag of their own."""
-
-
-# Datasets
-
-
-def build_dataset(dataset_id: str, *, episodes: int | None = None, force: bool = False) -> EpisodeStore:
-    """Builds a native dataset under the data root, with a progress bar; `force` replaces one that is there."""
-    from tqdm import tqdm
-
-    name = str(catalog.find(dataset_id).dataset_id)
-    folder = catalog.folder_of(name)
-    if folder.exists() and not force:
-        raise AlreadyThere(f"{name} is in {folder} already; build it anew with --force")
-    if folder.exists():
-        refuse_foreign(folder)
-    place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
-    with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        native.build(name, place, envs.make, episodes=episodes, progress=show)
-    if place != folder:
-        try:
-            replace_store(folder, place)
-        except UserError:
-            if place.exists():
-                remove_store(place)
-            raise
-    return datasets.load(name)
-
-
-def dataset_table() -> str:
-    """Every dataset of the catalogue: here or not, size, mean team return beside the published one."""
-    lines = [f"{'dataset':<44}{'episodes':>10}{'steps':>11}{'MB':>8}{'mean return':>13}{'published':>11}  state"]
-    for name, entry in catalog.CATALOG.items():
-        folder, state, sizes = catalog.folder_of(name), "not here", ("-", "-", "-", "-")
-        if folder.exists():
-            try:
-                store = open_store(folder, verify=False, dataset_id=name)
-            except UserError as error:
-                state = f"damaged: {error}"
-            else:
-                size = sum(array.nbytes for _, array in store.arrays()) / 1e6
-                mean = store.team_returns().mean()
-                sizes = (f"{store.num_episodes:,}", f"{store.num_steps:,}", f"{size:.0f}", f"{mean:.1f}")
-                part = native.part_of_recipe(store)
-                state = f"here: {part}" if part else "here"
-        numbers = f"{sizes[0]:>10}{sizes[1]:>11}{sizes[2]:>8}{sizes[3]:>13}{entry.published_mean:>11.1f}"
-        lines.append(f"{name:<44}{numbers}  {state}")
-    return "\n".join([*lines, f"in {catalog.data_root()}; build one with: marl-flow data build DATASET"])
-
-
-def open_dataset(dataset_id: str) -> EpisodeStore:
-    """The dataset, verified; a native one that is absent is built first, by whichever process is done first."""
-    name = str(catalog.find(dataset_id).dataset_id)
-    if name in native.RECIPES and not catalog.folder_of(name).exists():
-        log.info("%s is not in %s yet: building it", name, catalog.data_root())
-        try:
-            return build_dataset(name)
-        except AlreadyThere:
-            log.info("%s was built meanwhile by another process: opening that", name)
-    return datasets.load(name)
-
-
-def training_data(store: EpisodeStore) -> TrainingData:
-    """A store as training sees it."""
-    assert store.digest is not None, "only a store on disk identifies what a run was trained on"
-    return TrainingData(
-        dataset_id=store.dataset_id,
-        digest=store.digest,
-        spec=store.spec,
-        fit_normalizers=lambda kind, discount: Normalizers.fit(kind, store, discount=discount),
-        make_sampler=lambda window, device: WindowSampler(store, window, device),
-    )
-
-
-# Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +154,11 @@ def train(plan: Plan, folder: Path) -> TrainResult:
     data = training_data(open_dataset(plan.dataset_id))
     kind = baselines.get(plan.algorithm)
     return run_training(folder, kind, plan.config, plan.training, data, preset=plan.preset, progress=True)
+
+
+def train_piece(piece: tuple[Plan, Path]) -> TrainResult:
+    """`train` of one argument, for a pool of processes."""
+    return train(*piece)
 
 
 def describe_training(result: TrainResult) -> str:

@@ -6,6 +6,9 @@ observations; exploration noise is added to its action and falls over training. 
 gradient leads nowhere, and never enters a reported return. Every iteration's actor is kept, so that a medium-replay
 dataset can be what it says: what training had collected until the medium policy, in training order.
 
+Predators of tag and world hunt the prey that this package ships (benchmarks/train_prey.py); their gradients are cut
+every few steps, since through many contacts they explode.
+
     python -m marl_flow.benchmarks.train_behaviour mpe/simple_spread --out runs/behaviour
 
 trains, picks the snapshots that meet the published dataset means, and writes the policy file that
@@ -22,30 +25,34 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from marl_flow import envs, seeding
-from marl_flow.datasets import catalog
-from marl_flow.interfaces import TaskSpec, UserError, VectorEnv
+from marl_flow import seeding
+from marl_flow.benchmarks import suite
+from marl_flow.benchmarks.train_prey import BONUS, contact, cut_gradient, prey_columns
+from marl_flow.envs.mpe_scenarios import scenario
+from marl_flow.envs.mpe_tasks import ParticleEnv
+from marl_flow.interfaces import TaskSpec, UserError
 
 log = logging.getLogger(__name__)
 
-REPLAY_STRIDE = 5
-"""One in five of the actors that collected replay data is shipped; it plays its four successors' episodes too."""
 MEASURE_EPISODES = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourConfig:
-    """Settings of behaviour training."""
+    """Settings of behaviour training; the defaults are those of spread."""
 
     iterations: int = 450
     schedule_iterations: int = 1000
     """The learning rate falls linearly to zero over this many iterations; training stops earlier."""
+    warmup_iterations: int = 0
+    """Before that it rises linearly over these."""
     episodes: int = 512
     hidden: int = 128
     learning_rate: float = 4e-3
@@ -54,7 +61,15 @@ class BehaviourConfig:
     last_noise: float = 0.3
     noise_iterations: int = 200
     """Exploration noise (standard deviation, before clipping to the bounds) falls linearly over these."""
+    gradient_steps: int = 25
+    """Steps that a gradient passes back through."""
+    replay_stride: int = 5
+    """One in so many of the actors that collected replay data is shipped; it plays its successors' episodes too."""
     seed: int = 0
+
+    def rate(self, iteration: int) -> float:
+        warm = min(1.0, (iteration + 1) / (self.warmup_iterations + 1))
+        return self.learning_rate * warm * (1 - iteration / self.schedule_iterations)
 
     def noise(self, iteration: int) -> float:
         share = min(1.0, iteration / self.noise_iterations)
@@ -95,32 +110,67 @@ def spread_shaping(observations: Tensor) -> Tensor:
     return 0.1 * (0.1 / (distance + 0.1) - distance)
 
 
-SHAPING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"mpe/simple_spread": (spread_shaping, 0.003)}
+def hunt_shaping(task_id: str, observations: Tensor) -> Tensor:
+    """Per-agent shaping [E, N] of a predator's observations [E, N, O] in tag or world, post-step.
+
+    The bonus for a contact of its own, made smooth, and the nearness of the prey.
+    """
+    kind = scenario(task_id)
+    distance = observations[..., prey_columns(kind)][..., :2].square().sum(-1).add(1e-8).sqrt()
+    return BONUS[task_id] * contact(distance, kind.radii[0] + kind.radii[3]) - 0.3 * distance
+
+
+SHAPING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "mpe/simple_spread": (spread_shaping, 0.003),
+    "mpe/simple_tag": (partial(hunt_shaping, "mpe/simple_tag"), 0.0),
+    "mpe/simple_world": (partial(hunt_shaping, "mpe/simple_world"), 0.0),
+}
 """Task id -> (shaping, weight of the task's own reward beside it)."""
+
+_HUNT = BehaviourConfig(
+    iterations=280,
+    schedule_iterations=450,
+    warmup_iterations=120,
+    first_noise=4.0,
+    last_noise=0.2,
+    noise_iterations=110,
+    gradient_steps=6,
+)
+CONFIGS: dict[str, BehaviourConfig] = {
+    "mpe/simple_spread": BehaviourConfig(),
+    "mpe/simple_tag": _HUNT,
+    "mpe/simple_world": _HUNT,
+}
 
 
 def play(
-    env: VectorEnv, actor: Callable[[Tensor], Tensor], noise: float, seeds: tuple[int, ...], generator: torch.Generator
+    env: ParticleEnv,
+    actor: Callable[[Tensor], Tensor],
+    noise: float,
+    seeds: tuple[int, ...],
+    generator: torch.Generator,
+    gradient_steps: int = 25,
 ) -> tuple[Tensor, list[Tensor]]:
     """Per-agent returns [E, N] and the observations [E, N, O] after each step; differentiable through the actor.
 
-    Actions are clipped to the bounds in value, while the gradient passes as if they were not.
+    Actions are clipped to the bounds in value, while the gradient passes as if they were not. It is cut every
+    gradient_steps steps.
     """
-    step = env.reset(seeds)
-    returns, seen = torch.zeros_like(step.rewards), []
-    for _ in range(env.spec.max_steps):
-        mean = actor(step.observations)
+    first = env.reset(seeds)
+    seen, returns = [first.observations], torch.zeros_like(first.rewards)
+    for count in range(env.spec.max_steps):
+        mean = actor(cut_gradient(env) if count and count % gradient_steps == 0 else seen[-1])
         action = mean + noise * torch.randn(mean.shape, generator=generator)
         action = action + (env.spec.action.clip(action) - action).detach()
         step = env.step(action)
         returns = returns + step.rewards
         seen.append(step.observations)
-    return returns, seen
+    return returns, seen[1:]
 
 
 def train(task_id: str, config: BehaviourConfig) -> list[Actor]:
     """The actor before each iteration, in order, and the last."""
-    env = envs.make(task_id, config.episodes)
+    env = ParticleEnv(task_id, config.episodes)
     shaping, reward_weight = SHAPING[task_id]
     generator = seeding.generator(config.seed, "behaviour", task_id)
     with seeding.global_scope(generator):
@@ -134,17 +184,19 @@ def train(task_id: str, config: BehaviourConfig) -> list[Actor]:
         actors.append(clone(actor))
         start = (iteration + 1) * config.episodes
         seeds = seeding.environment_seeds("behaviour", config.seed, config.episodes, start=start)
-        returns, seen = play(env, actor, config.noise(iteration), seeds, generator)
+        returns, seen = play(env, actor, config.noise(iteration), seeds, generator, config.gradient_steps)
         objective = torch.stack([shaping(observations) for observations in seen]).sum(0).mean()
         objective = objective + reward_weight * returns.mean()
         optimizer.zero_grad(set_to_none=True)
         (-objective).backward()
         nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * (1 - iteration / config.schedule_iterations)
+            group["lr"] = config.rate(iteration)
         optimizer.step()
         if iteration % 10 == 0:
-            log.info("iteration %d: return %.1f at noise %.2f", iteration, returns.mean(), config.noise(iteration))
+            log.info(
+                "iteration %d: return %.1f at noise %.2f", iteration, returns.detach().mean(), config.noise(iteration)
+            )
     return [*actors, clone(actor)]
 
 
@@ -160,7 +212,7 @@ def clone(actor: Actor) -> Actor:
 @torch.no_grad()
 def measure(task_id: str, actor: Actor, noise: float, seed: int) -> float:
     """Mean team return over episodes that no training and no dataset uses."""
-    env = envs.make(task_id, MEASURE_EPISODES)
+    env = ParticleEnv(task_id, MEASURE_EPISODES)
     seeds = seeding.environment_seeds("behaviour", seed + 1, MEASURE_EPISODES)
     returns, _ = play(env, actor, noise, seeds, seeding.generator(seed, "measure", task_id))
     return float(env.spec.team_return(returns).mean())
@@ -202,14 +254,14 @@ def select(task_id: str, config: BehaviourConfig, actors: list[Actor]) -> tuple[
     expert: the last actor, its noise fitted to the published mean. medium: the first actor whose return at its own
     training noise reaches the published mean. medium-replay: the actors before it, each with its own noise.
     """
-    means = {q: catalog.find(f"{task_id}/{q}").published_mean for q in ("expert", "medium", "medium-replay")}
+    means = {quality: suite.dataset_means()[f"{task_id}/{quality}"] for quality in ("expert", "medium")}
     expert_noise = fit_noise(task_id, actors[-1], means["expert"], config.seed)
     medium = 0
     while (reached := measure(task_id, actors[medium], config.noise(medium), config.seed)) < means["medium"]:
         medium += 1
         if medium == len(actors):
             raise UserError(f"{task_id}: training never reached the medium mean {means['medium']}")
-    replay = list(range(0, medium, REPLAY_STRIDE))
+    replay = list(range(0, medium, config.replay_stride))
     tensors = pack("expert", actors[-1:], [expert_noise])
     tensors |= pack("medium", [actors[medium]], [config.noise(medium)])
     tensors |= pack("medium-replay", [actors[i] for i in replay], [config.noise(i) for i in replay])
@@ -230,7 +282,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # the sum order, hence the weights, must not depend on the machine's core count
-    config = BehaviourConfig()
+    config = CONFIGS[arguments.task]
     actors = train(arguments.task, config)
     tensors, choices = select(arguments.task, config, actors)
     arguments.out.mkdir(parents=True, exist_ok=True)

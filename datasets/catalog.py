@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +12,27 @@ from types import MappingProxyType
 from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
 
-ORIGINS = ("native", "omar", "ogmarl")
+ORIGINS = ("native", "omar", "ogmarl", "user")
+"""native: built here. omar, ogmarl: published, downloaded. user: imported by a user under a name of their own."""
 _FULL = re.compile(
     rf"(?P<origin>{'|'.join(ORIGINS)})/(?P<suite>[\w-]+)/(?P<task>\w+)/(?P<quality>[\w-]+)-v(?P<version>\d+)"
 )
 _SHORT = re.compile(r"(?P<suite>[\w-]+)/(?P<task>\w+)/(?P<quality>[\w-]+)")
+
+OMAR = (
+    "Ling Pan, Longbo Huang, Tengyu Ma, Huazhe Xu. Plan Better Amid Conservatism: Offline Multi-Agent Reinforcement "
+    "Learning with Actor Rectification. ICML 2022, arXiv 2111.11188"
+)
+OG_MARL = (
+    "Claude Formanek, Asad Jeewa, Jonathan Shock, Arnu Pretorius. Off-the-Grid MARL: Datasets with Baselines for "
+    "Offline Multi-Agent Reinforcement Learning. 2023, arXiv 2302.00521"
+)
+COFLOW = (
+    "Guowei Zou, Haitao Wang, Beiwen Zhang, Boning Zhang, Hejun Wu. CoFlow: Coordinated Few-Step Flow for Offline "
+    "Multi-Agent Decision Making. 2026, arXiv 2605.01457"
+)
+"""As the authors ask to be cited: `ling-pan/OMAR: README.md`, `Guowei-Zou/coflow-release: README.md`; OG-MARL as on its
+arXiv page, `instadeepai/og-marl: README.md` names the AAMAS 2023 extended abstract of the same authors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +58,24 @@ class Entry:
     """A dataset this suite knows how to obtain.
 
     published_mean is the team return the publication gives for its data of this name, undiscounted: what native data
-    are calibrated to, and what an imported copy should show.
+    are calibrated to, and what an imported copy should show. None where nothing was published (origin `user`).
     """
 
     dataset_id: DatasetId
-    published_mean: float
+    published_mean: float | None
     published_source: str
     licence: str
     source: str
+    citation: str
+
+    @property
+    def how_to_get(self) -> str:
+        """The command that puts this dataset on the disk, as part of a sentence."""
+        if self.dataset_id.origin == "native":
+            return f"build it with `marl-flow data build {self.dataset_id}`"
+        if self.dataset_id.origin == "user":
+            return f"import it with `marl-flow data import` under the name {self.dataset_id}"
+        return f"download it with `marl-flow data fetch {self.dataset_id}`"
 
 
 def parse(text: str) -> DatasetId:
@@ -74,8 +100,18 @@ def parse(text: str) -> DatasetId:
 
 
 def find(dataset_id: str) -> Entry:
-    """What is known of a dataset, by its full or short id."""
-    name = str(parse(dataset_id))
+    """What is known of a dataset, by its full or short id. Of a `user` dataset that is its name alone."""
+    identity = parse(dataset_id)
+    name = str(identity)
+    if identity.origin == "user":
+        return Entry(
+            dataset_id=identity,
+            published_mean=None,
+            published_source="none: not a published dataset",
+            licence="as its owner says",
+            source="imported by a user; its provenance says from where",
+            citation="as its owner says",
+        )
     if name not in CATALOG:
         raise UserError(f"unknown dataset {dataset_id!r}; {_nearest(name)}")
     return CATALOG[name]
@@ -87,9 +123,27 @@ def data_root() -> Path:
     return Path(place) if place else Path.home() / ".cache" / "marl_flow" / "datasets"
 
 
+def downloads_root(root: Path | None = None) -> Path:
+    """Where published files are downloaded to, and where a user puts those that no program can download."""
+    return (data_root() if root is None else root) / "downloads"
+
+
 def folder_of(dataset_id: str, root: Path | None = None) -> Path:
     """Folder a known dataset has, or will have, under the data root."""
     return (data_root() if root is None else root) / str(find(dataset_id).dataset_id)
+
+
+def user_datasets(root: Path | None = None) -> tuple[str, ...]:
+    """Ids of the `user` datasets that have a folder under the data root, whole or not, in order of name."""
+    base = data_root() if root is None else root
+    return tuple(sorted(_named_folders(base, base / "user")))
+
+
+def _named_folders(base: Path, user: Path) -> Iterator[str]:
+    for folder in user.glob("*/*/*"):
+        name = folder.relative_to(base).as_posix()
+        if folder.is_dir() and _FULL.fullmatch(name):
+            yield name
 
 
 def _nearest(text: str) -> str:
@@ -101,27 +155,86 @@ def _nearest(text: str) -> str:
     )
 
 
-def _native(suite: str, task: str, means: Mapping[str, float], published_source: str) -> dict[str, Entry]:
-    entries = [
-        Entry(
-            dataset_id=DatasetId(origin="native", suite=suite, task=task, quality=quality, version=1),
-            published_mean=mean,
-            published_source=published_source,
-            licence="MIT",
-            source="built here: behaviour policies shipped with marl_flow, rolled out in its own environment",
-        )
-        for quality, mean in means.items()
-    ]
-    return {str(entry.dataset_id): entry for entry in entries}
+_COLUMN = "CoFlow (arXiv 2605.01457), dataset column"
+_CARD = "OG-MARL dataset card (instadeepai/og-marl: docs/dataset_cards/datacard_info.json)"
+_MEANS: Mapping[
+    str, tuple[str, Mapping[str, float]]
+] = {  # task -> where its means were published, mean of each quality
+    task: (source, dict(zip(qualities, means, strict=True)))
+    for source, qualities, rows in (
+        (
+            f"{_COLUMN}: mean over five seeds of OMAR's data (arXiv 2111.11188)",
+            ("expert", "medium-replay", "medium", "random"),
+            {
+                "mpe/simple_spread": (516.8, 194.2, 259.9, 159.8),
+                "mpe/simple_tag": (185.6, 14.2, 88.7, -4.1),
+                "mpe/simple_world": (79.5, 3.5, 43.3, -6.8),
+            },
+        ),
+        (
+            f"{_COLUMN}, of OG-MARL's data (arXiv 2302.00521)",
+            ("good", "medium", "poor"),
+            {
+                "mamujoco/2ant": (2556.0, 1061.3, 393.6),
+                "mamujoco/4ant": (2754.3, 1457.7, 416.0),
+                "smac/3m": (16.5, 10.0, 4.7),
+                "smac/2s3z": (18.3, 12.6, 6.9),
+                "smac/5m_vs_6m": (16.6, 12.6, 7.5),
+            },
+        ),
+        (
+            _CARD,  # the CoFlow table has no rows of these two
+            ("good", "medium", "poor"),
+            {"smac/8m": (16.86, 10.14, 5.28), "mamujoco/2halfcheetah": (6924.1, 1485.0, 400.5)},
+        ),
+    )
+    for task, means in rows.items()
+}
 
 
-_MPE_SOURCE = "CoFlow (arXiv 2605.01457), dataset column: mean over five seeds of OMAR's data (arXiv 2111.11188)"
+def _entries(origin: str, suites: tuple[str, ...], *, licence: str, source: str, citation: str) -> Iterator[Entry]:
+    """One entry per task and quality of the suites, in the order of the table of means."""
+    for task_id, (published_source, means) in _MEANS.items():
+        suite, task = task_id.split("/")
+        for quality, mean in means.items() if suite in suites else ():
+            yield Entry(
+                dataset_id=DatasetId(origin=origin, suite=suite, task=task, quality=quality, version=1),
+                published_mean=mean,
+                published_source=published_source,
+                licence=licence,
+                source=source,
+                citation=citation,
+            )
+
 
 CATALOG: Mapping[str, Entry] = MappingProxyType(
-    _native(
-        "mpe",
-        "simple_spread",
-        {"expert": 516.8, "medium-replay": 194.2, "medium": 259.9, "random": 159.8},
-        _MPE_SOURCE,
-    )
+    {
+        str(entry.dataset_id): entry
+        for entry in (
+            *_entries(
+                "native",
+                ("mpe",),
+                licence="MIT",
+                source="built here: behaviour policies shipped with marl_flow, rolled out in its own environment",
+                citation=f"marl_flow (CITATION.cff); tasks and qualities: {OMAR}; mean returns: {COFLOW}",
+            ),
+            *_entries(
+                "omar",
+                ("mpe",),
+                licence="none stated by the authors (ling-pan/OMAR has no licence file); the converted copy says "
+                "apache-2.0 (Hugging Face InstaDeepAI/og-marl)",
+                source="OMAR's data, five seeds: Hugging Face InstaDeepAI/og-marl (prior_work/omar), ling-pan/OMAR",
+                citation=f"{OMAR}; converted copy: arXiv 2409.12001",
+            ),
+            *_entries(
+                "ogmarl",
+                ("smac", "mamujoco"),
+                licence="apache-2.0",
+                source="OG-MARL's data, four behaviour policies: Hugging Face InstaDeepAI/og-marl (core), "
+                "instadeepai/og-marl",
+                citation=OG_MARL,
+            ),
+        )
+    }
 )
+"""Every dataset but those of users, by full id: 12 native, 12 omar, 21 ogmarl."""

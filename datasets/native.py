@@ -55,6 +55,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "native/mpe/simple_spread/medium-v1": Recipe(episodes=10_000, seed=2),
         "native/mpe/simple_spread/medium-replay-v1": Recipe(episodes=3_900, seed=3),
         "native/mpe/simple_spread/random-v1": Recipe(episodes=10_000, seed=4),
+        "native/mpe/simple_tag/expert-v1": Recipe(episodes=10_000, seed=5),
+        "native/mpe/simple_tag/medium-v1": Recipe(episodes=10_000, seed=6),
+        "native/mpe/simple_tag/medium-replay-v1": Recipe(episodes=2_500, seed=7),
+        "native/mpe/simple_tag/random-v1": Recipe(episodes=10_000, seed=8),
+        "native/mpe/simple_world/expert-v1": Recipe(episodes=10_000, seed=9),
+        "native/mpe/simple_world/medium-v1": Recipe(episodes=10_000, seed=10),
+        "native/mpe/simple_world/medium-replay-v1": Recipe(episodes=3_200, seed=11),
+        "native/mpe/simple_world/random-v1": Recipe(episodes=10_000, seed=12),
     }
 )
 
@@ -66,8 +74,12 @@ def build(
     episodes: int | None = None,
     progress: Progress | None = None,
     policy_file: Path | None = None,
+    seeds: int = 1,
 ) -> EpisodeStore:
     """Builds a native dataset in a new folder and opens it; `episodes` None means the recipe's number.
+
+    It holds `episodes` of each of `seeds` seeds, one after the other: other initial states and noise, the same
+    behaviour policies (the published data have other policies per seed too). The first seed's are those of `seeds` = 1.
 
     The same bytes on the same machine and library versions, whatever the number of threads; the same statistics
     anywhere. A shorter dataset is the beginning of a longer one where a single snapshot plays; several share whatever
@@ -79,13 +91,13 @@ def build(
     if recipe is None:
         raise UserError(f"{name} has no recipe, so it cannot be built here; source: {entry.source}")
     episodes = recipe.episodes if episodes is None else episodes
-    if episodes < 1:
-        raise UserError(f"expected at least one episode to build {name}, got {episodes}")
+    if episodes < 1 or seeds < 1:
+        raise UserError(f"expected at least one episode and one seed to build {name}, got {episodes} and {seeds}")
     path = behaviour_file(name.task_id) if policy_file is None else policy_file
-    generator = seeding.generator(recipe.seed, "behaviour", str(name))
     provenance = {
         "made_by": "marl_flow.datasets.native.build",
         "seed": recipe.seed,
+        "strata": [{"seed": index, "episodes": episodes} for index in range(seeds)],
         "recipe_episodes": recipe.episodes,
         "batch_episodes": recipe.batch_episodes,
         "noise": "uniform in the bounds" if name.quality == "random" else "Gaussian, clipped to the bounds",
@@ -100,12 +112,15 @@ def build(
             provenance |= {"policy_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "snapshots": stack.size}
             policy_for = lambda batch: SnapshotPolicy(stack, stack.snapshots_of(batch, episodes), env.spec.action)  # noqa: E731
         with StoreWriter(folder, spec=env.spec, dataset_id=str(name), provenance=provenance) as writer:
-            for piece in collect(
-                env, policy_for, num_episodes=episodes, seed=recipe.seed, generator=generator, dataset_id=str(name)
-            ):
-                writer.append(piece)
-                if progress is not None:
-                    progress(writer.num_episodes, episodes)
+            for index in range(seeds):
+                root = recipe.seed if index == 0 else seeding.derive_seed(recipe.seed, "seed", index)
+                generator = seeding.generator(root, "behaviour", str(name))
+                for piece in collect(
+                    env, policy_for, num_episodes=episodes, seed=root, generator=generator, dataset_id=str(name)
+                ):
+                    writer.append(piece)
+                    if progress is not None:
+                        progress(writer.num_episodes, episodes * seeds)
     return open_store(folder)
 
 
@@ -114,6 +129,8 @@ def part_of_recipe(store: EpisodeStore) -> str:
     recipe = RECIPES.get(store.dataset_id)
     if recipe is None or store.num_episodes == recipe.episodes:
         return ""
+    if store.num_episodes > recipe.episodes:
+        return f"{store.num_episodes:,} episodes, the recipe has {recipe.episodes:,}"
     return f"{store.num_episodes:,} of {recipe.episodes:,} episodes"
 
 

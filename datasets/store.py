@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from marl_flow.datasets import catalog
 from marl_flow.datasets.layout import (
     ARRAYS,
     FRAME_ARRAYS,
@@ -197,9 +198,18 @@ def open_store(folder: Path, *, verify: bool = True, dataset_id: str | None = No
             check_values(store.spec, dict(store.arrays()))
         return store
     except UserError as error:
-        raise UserError(
-            f"dataset in {folder} is not usable: {error}; rebuild it with `marl-flow data build {name} --force`"
-        ) from error
+        raise UserError(f"dataset in {folder} is not usable: {error}; {_remedy(name)}") from error
+
+
+def _remedy(name: str) -> str:
+    """How to get an unusable dataset anew, as part of a sentence."""
+    try:
+        entry = catalog.find(name)
+    except UserError:
+        return "remove the folder and make it anew"
+    if entry.dataset_id.origin == "native":
+        return f"rebuild it with `marl-flow data build {name} --force`"
+    return f"remove the folder, then {entry.how_to_get}"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

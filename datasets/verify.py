@@ -1,24 +1,108 @@
-"""What a dataset is, on one card; and whether a folder still holds what its manifest says."""
+"""What a dataset is, on one card; whether its folder still holds that; whether it fits its environment.
+
+The passport is the card and the outcome of the last replay, kept as `passport.json` beside the manifest: no times in
+it, so that the same data and the same environment give the same bytes.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from marl_flow.datasets import catalog
+from marl_flow.datasets.disk import disk_errors, read_json, write_json
+from marl_flow.datasets.replay import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
+from marl_flow.datasets.writer import PASSPORT
+from marl_flow.interfaces import Plantable, TaskSpec, UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PASSPORT_VERSION = 1
+FROM_CATALOG = ("published_mean", "published_source", "licence", "source", "citation")
+"""Entries of a card that are known of a dataset rather than computed from it: a newer package may say more."""
+NOT_REPLAYED = "not replayed: no environment of this task was at hand"
+WIDTH = 120
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """The card of the store in a folder, after every check: structure, file hashes, digest, finite numbers.
+def verify(
+    folder: Path, make_env: Callable[[TaskSpec, int], Plantable] | None = None, transitions: int | None = None
+) -> dict[str, Any]:
+    """The passport of the store in a folder, written anew, after every check.
 
-    A fault is the UserError of `open_store`.
+    Structure, file hashes, digest and finite numbers (`open_store`); the card as the passport has it, if there is one;
+    and that many steps (None: all) played again in the environment that `make_env` builds for a task and a number of
+    rows. None: no environment of the task is installed, which the passport then says unless it knows of a replay. A
+    fault is a UserError; a dataset that does not fit its environment has a passport all the same, which says so.
     """
-    return card(open_store(folder, verify=True))
+    store = open_store(folder, verify=True)
+    found, known = card(store), _read_passport(folder)
+    if known is not None:
+        _refuse_another_card(folder, found, known)
+    if make_env is not None:
+        outcome = replay(store, lambda num_envs: make_env(store.spec, num_envs), transitions=transitions).to_json()
+    else:
+        outcome = {"message": NOT_REPLAYED} if known is None else known["replay"]
+    passport = {"format_version": PASSPORT_VERSION, **found, "replay": outcome}
+    if passport != known:
+        with disk_errors(folder):
+            write_json(folder / PASSPORT, passport)
+    if not outcome.get("fits", True):
+        raise UserError(f"{store.dataset_id} {outcome['message']}")
+    return passport
+
+
+def show(folder: Path) -> str:
+    """The card of the store in a folder with what its passport says of the last replay, as text for a terminal."""
+    found, known = card(open_store(folder)), _read_passport(folder)
+    if known is not None:
+        _refuse_another_card(folder, found, known)
+    return render_card(found | {"replay": {"message": NOT_REPLAYED} if known is None else known["replay"]})
+
+
+def _read_passport(folder: Path) -> dict[str, Any] | None:
+    """The passport in a folder, None where there is none."""
+    known = read_json(folder / PASSPORT)
+    if known is None:
+        return None
+    if known.get("format_version") != PASSPORT_VERSION or not isinstance(known.get("replay"), dict):
+        raise UserError(
+            f"{folder / PASSPORT}: expected format_version {PASSPORT_VERSION} and the entry replay, found "
+            f"{known.get('format_version')!r} and {sorted(known)}; delete the file and verify again"
+        )
+    return known
+
+
+def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raises unless the passport's card is the one computed from the data."""
+    ours, theirs = dict(_leaves(found)), dict(_leaves({key: known[key] for key in found if key in known}))
+    for name in [*ours, *(theirs.keys() - ours.keys())]:
+        if name.partition(".")[0] not in FROM_CATALOG and not _same(ours.get(name), theirs.get(name)):
+            raise UserError(
+                f"{folder / PASSPORT}: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} in the data, so it "
+                "was edited or belongs to other data; delete the file and verify again to have it written anew"
+            )
+
+
+def _leaves(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in a record that holds nothing else."""
+    entries = record.items() if isinstance(record, Mapping) else enumerate(record) if isinstance(record, list) else ()
+    if not entries:
+        yield name, record
+    for key, value in entries:
+        yield from _leaves(value, f"{name}.{key}" if name else str(key))
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Equal, but for the last digits of sums, which differ between processors."""
+    if isinstance(ours, float) and isinstance(theirs, int | float):
+        return math.isclose(ours, theirs, rel_tol=1e-6, abs_tol=1e-6)
+    return bool(ours == theirs)
 
 
 def card(store: EpisodeStore, num_bins: int = 20) -> dict[str, Any]:
@@ -34,6 +118,7 @@ def card(store: EpisodeStore, num_bins: int = 20) -> dict[str, Any]:
     return {
         "dataset_id": store.dataset_id,
         "task_id": store.spec.task_id,
+        "opponent": store.spec.opponent,
         "digest": store.digest,
         "episodes": store.num_episodes,
         "steps": store.num_steps,
@@ -50,18 +135,19 @@ def card(store: EpisodeStore, num_bins: int = 20) -> dict[str, Any]:
         "published_source": entry.published_source if entry else None,
         "licence": entry.licence if entry else None,
         "source": entry.source if entry else None,
-        "provenance": dict(store.provenance),
+        "citation": entry.citation if entry else None,
+        "provenance": json.loads(json.dumps(dict(store.provenance))),
     }
 
 
 def render_card(card: dict[str, Any]) -> str:
-    """The card as text for a terminal."""
+    """The card as text for a terminal; a passport is a card with the outcome of a replay."""
     lengths, team = card["lengths"], card["team_return"]
     span = f"{lengths['min']}" if lengths["min"] == lengths["max"] else f"{lengths['min']}-{lengths['max']}"
     final = "" if card["has_final_observation"] else "; final observations absent"
     lines = [
         card["dataset_id"],
-        f"  task        {card['task_id']}",
+        f"  task        {card['task_id']}{'' if card['opponent'] is None else ' against ' + card['opponent']}",
         f"  size        {card['episodes']:,} episodes of {span} steps (mean {lengths['mean']:.1f}), "
         f"{card['steps']:,} steps; {card['terminated_episodes']:,} terminated{final}",
     ]
@@ -86,10 +172,35 @@ def render_card(card: dict[str, Any]) -> str:
         ]
     lines += [""]
     if card["source"] is not None:
-        lines += [f"  source      {card['source']}", f"  licence     {card['licence']}"]
-    lines += [f"  {key:<11} {_plain(value)}" for key, value in card["provenance"].items()]
-    lines += [f"  digest      {card['digest'] or 'none (not on disk)'}"]
+        lines += (
+            _entry("source", card["source"]) + _entry("licence", card["licence"]) + _entry("cite", card["citation"])
+        )
+    for key, value in card["provenance"].items():
+        parts = value if isinstance(value, list) and value else [value]
+        for index, part in enumerate(parts):
+            lines += _entry("" if index else key, _plain(part))
+    lines += _entry("digest", card["digest"] or "none (not on disk)")
+    if "replay" in card:
+        lines += ["", *_replay_lines(card["replay"])]
     return "\n".join(lines)
+
+
+def _replay_lines(outcome: Mapping[str, Any]) -> list[str]:
+    lines = _entry("replay", outcome["message"])
+    if outcome.get("disagreement"):
+        lines += [f"{'':14}{'disagreement':<16}{'largest':>10}{'99.9%':>10}  where the largest is"]
+    for name, one in outcome.get("disagreement", {}).items():
+        feature = None if one["feature"] is None else f"feature {one['feature']}"
+        place = [one["agent"], feature, f"episode {one['episode']}", f"step {one['step']}"]
+        where = ", ".join(part for part in place if part) if one["largest"] else "nowhere"
+        lines += [f"{'':14}{name:<16}{one['largest']:10.1e}{one['quantile_999']:10.1e}  {where}"]
+    return lines
+
+
+def _entry(name: str, value: str) -> list[str]:
+    """A name and what it says, wrapped to the width of a terminal."""
+    first, *more = textwrap.wrap(value, WIDTH - 14) or [""]
+    return [f"  {name:<11} {first}", *(f"{'':14}{line}" for line in more)]
 
 
 def _summary(returns: np.ndarray) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from marl_flow.datasets.layout import ARRAYS, check_values
 from marl_flow.datasets.store import FORMAT_VERSION, MANIFEST, EpisodeStore, content_digest, file_hash, open_store
 from marl_flow.interfaces import TaskSpec, UserError
 
+PASSPORT = "passport.json"
+"""What `verify` keeps beside the manifest; it is written under the name of `disk.write_json` first."""
 _HEADER_BYTES = 128  # every .npy header is padded to this, so that it can be rewritten once the shape is known
 
 
@@ -175,7 +177,8 @@ def replace_store(folder: Path, fresh: Path) -> None:
 def refuse_foreign(folder: Path) -> None:
     """Raises a UserError when a store's folder holds anything a store does not."""
     found = {path.name for path in folder.iterdir()}
-    foreign = sorted(found - {MANIFEST, *(f"{name}.npy" for name in ARRAYS)})
+    own = {MANIFEST, PASSPORT, f"{PASSPORT}.writing", *(f"{name}.npy" for name in ARRAYS)}
+    foreign = sorted(found - own)
     if foreign:
         raise UserError(
             f"expected a dataset's files only in {folder}, found {foreign[0]} too; remove the folder yourself"

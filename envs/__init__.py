@@ -34,11 +34,14 @@ def make(
 
 
 def spec(task_id: str) -> TaskSpec:
-    """The `TaskSpec` of a task, without building it."""
+    """The `TaskSpec` of a task with its own opponent, without building it."""
     _check(task_id)
-    from marl_flow.envs.mpe_scenarios import task_spec
+    import dataclasses
 
-    return task_spec(task_id)
+    from marl_flow.envs.mpe_opponents import NATIVE
+    from marl_flow.envs.mpe_scenarios import scenario, task_spec
+
+    return dataclasses.replace(task_spec(task_id), opponent=NATIVE if scenario(task_id).has_prey else None)
 
 
 def _check(task_id: str) -> None:

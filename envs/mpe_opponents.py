@@ -1,14 +1,18 @@
-"""Who may play the prey of tag and world: a scripted evader, and the trained network that OMAR published.
+"""Who may play the prey of tag and world: our own trained network, the one that OMAR published, a scripted evader.
 
-Both are `Policy` objects without memory or chance: actions [E, 1, 2] depend on the observations [E, 1, O] alone, row by
+All are `Policy` objects without memory or chance: actions [E, 1, 2] depend on the observations [E, 1, O] alone, row by
 row. The prey sees its velocity (2), its position (2), every landmark and then the three predators relative to itself
-(2 each), and in world two in-forest flags.
+(2 each), and in world two in-forest flags. Each has a `name`, which becomes the task's `opponent`: returns against
+different prey are not comparable.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import pickle
+from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from marl_flow.interfaces import UserError
+
+NATIVE = "native-v1"
+"""Name of the prey that this package trained and ships (benchmarks/train_prey.py)."""
+LAYERS = tuple(
+    [f"in_fn.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    + [f"fc{i}.{part}" for i in (1, 2, 3) for part in ("weight", "bias")]
+)
+"""Keys of a network prey's weights."""
 
 
 class FleeingPrey:
@@ -31,6 +43,7 @@ class FleeingPrey:
     """
 
     network_passes = 0
+    name = "scripted"
 
     LOOK_AHEAD = 0.3
     BORDER = 0.9
@@ -82,38 +95,51 @@ class FleeingPrey:
 
 
 class NetworkPrey:
-    """OMAR's prey: batch norm with running statistics, two hidden layers of ReLU, tanh or nothing, clamp to [-1, 1].
+    """A prey of OMAR's form: batch norm with running statistics, two hidden layers of ReLU, tanh or nothing, clamp to
+    [-1, 1], times `effort`.
 
     `output` is "clamp" as in the evaluations of MADiff and CoFlow, or "tanh" as in OMAR's own code
     (`ling-pan/OMAR: utils/networks.py`). It computes in float32 whatever the simulator's precision, and keeps the batch
     norm as a layer: folded into the first one it would differ from the reference in the last bits.
+
+    `name` is `<family>-<8 hex digits of the weights' hash>` unless given; the output is part of the hash.
     """
 
     network_passes = 1
 
     def __init__(
         self,
-        weights: dict[str, Tensor],
+        weights: Mapping[str, Tensor],
         *,
         output: Literal["clamp", "tanh"] = "clamp",
+        effort: float = 1.0,
+        name: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         """weights: the state dict of the policy, keys in_fn.{weight,bias,running_mean,running_var}, fc{1,2,3}.*."""
         if output not in ("clamp", "tanh"):
             raise UserError(f"NetworkPrey: expected output 'clamp' or 'tanh', got {output!r}")
+        if not 0.0 < effort <= 1.0:
+            raise UserError(f"NetworkPrey: expected an effort above 0 and up to 1, got {effort}")
         seen, hidden = _widths(weights)
         shapes: dict[str, tuple[int, ...]]
         shapes = {f"in_fn.{name}": (seen,) for name in ("weight", "bias", "running_mean", "running_var")}
         shapes |= {"fc1.weight": (hidden, seen), "fc2.weight": (hidden, hidden), "fc3.weight": (2, hidden)}
         shapes |= {"fc1.bias": (hidden,), "fc2.bias": (hidden,), "fc3.bias": (2,)}
-        for name, shape in shapes.items():
-            value = weights.get(name)
+        for key, shape in shapes.items():
+            value = weights.get(key)
             if not isinstance(value, Tensor) or tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
                 found = tuple(value.shape) if isinstance(value, Tensor) else value
-                raise UserError(f"NetworkPrey: expected finite weights {name} of shape {shape}, got {found}")
-        self.output = output
+                raise UserError(f"NetworkPrey: expected finite weights {key} of shape {shape}, got {found}")
+        self.output, self.effort = output, effort
         self.observation_size = seen
-        self._weights = {name: weights[name].detach().to(device=device, dtype=torch.float32) for name in shapes}
+        self.name = name or f"network-{weights_hash(weights, output)[:8]}"
+        self._weights = {key: weights[key].detach().to(device=device, dtype=torch.float32) for key in shapes}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights, float32."""
+        return dict(self._weights)
 
     @classmethod
     def from_omar(
@@ -134,9 +160,27 @@ class NetworkPrey:
             found = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise UserError(f"{path}: has no agent_params[-1]['policy'], found {found}; {advice}") from error
         try:
-            return cls(weights, output=output, device=device)
+            prey = cls(weights, output=output, device=device)
         except UserError as error:
             raise UserError(f"{path}: {error}; {advice}") from error
+        prey.name = f"omar-{weights_hash(weights, output)[:8]}"
+        return prey
+
+    @classmethod
+    def native(cls, task_id: str, *, device: torch.device | str = "cpu") -> NetworkPrey:
+        """The prey this package ships for a task, read from `opponents/<suite>_<task>.safetensors` beside this file."""
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(str(files("marl_flow.envs") / "opponents" / f"{task_id.replace('/', '_')}.safetensors"))
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+                effort = float(file.metadata()["effort"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"expected the prey of {task_id} in the package's {path.name}, found: {error!r}; install marl_flow anew"
+            ) from error
+        return cls(weights, output="tanh", effort=effort, name=NATIVE, device=device)
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         """Nothing is remembered."""
@@ -158,14 +202,21 @@ class NetworkPrey:
         hidden = F.linear(hidden, part["fc1.weight"], part["fc1.bias"]).relu_()
         hidden = F.linear(hidden, part["fc2.weight"], part["fc2.bias"]).relu_()
         drive = F.linear(hidden, part["fc3.weight"], part["fc3.bias"])
-        if self.output == "tanh":
-            drive = drive.tanh_()
-        return drive.clamp_(-1.0, 1.0).to(observations.dtype)[:, None]
+        drive = drive.tanh() if self.output == "tanh" else drive.clamp(-1.0, 1.0)
+        return (self.effort * drive).to(observations.dtype)[:, None]
+
+
+def weights_hash(weights: Mapping[str, Tensor], output: str) -> str:
+    """sha256, hex, of a network prey's weights as float32 and of its output function."""
+    digest = hashlib.sha256(output.encode())
+    for name in LAYERS:
+        digest.update(weights[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _widths(weights: Any) -> tuple[int, int]:
     """Sizes of the observation and of the hidden layers, read off the first layer."""
-    first = weights.get("fc1.weight") if isinstance(weights, dict) else None
+    first = weights.get("fc1.weight") if isinstance(weights, Mapping) else None
     if not isinstance(first, Tensor) or first.ndim != 2:
         raise UserError("NetworkPrey: expected a state dict with a matrix fc1.weight")
     return first.shape[1], first.shape[0]

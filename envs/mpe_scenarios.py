@@ -131,7 +131,7 @@ def scenario(task_id: str) -> Scenario:
 
 
 def task_spec(task_id: str) -> TaskSpec:
-    """What agents of the task see and may do. Actions are drives along x and y in [-1, 1]."""
+    """What agents of the task see and may do, whoever plays the prey. Actions are drives along x and y in [-1, 1]."""
     kind = scenario(task_id)
     return TaskSpec(
         task_id=task_id,

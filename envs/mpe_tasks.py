@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.envs.mpe import ParticleState, advance, build_bodies, contact_forces, separations
-from marl_flow.envs.mpe_opponents import FleeingPrey
+from marl_flow.envs.mpe_opponents import NetworkPrey
+from marl_flow.envs.mpe_planting import opponent_entries, state_of
 from marl_flow.envs.mpe_scenarios import (
     MAX_STEPS,
     NUM_CONTROLLED,
@@ -31,7 +33,8 @@ class ParticleEnv:
     """E episodes of an MPE task. Actions [E, 3, 2] are used as given: the simulator has no bounds of its own.
 
     opponent: who moves the prey of tag and world, seeing [E, 1, O] and the prey's own rewards [E, 1]; it acts on
-    the observation of the step before and moves together with the predators. None takes `FleeingPrey`. A policy that
+    the observation of the step before and moves together with the predators. None takes the task's own, the prey that
+    this package trained (`NetworkPrey.native`); its name, else its class's, is the spec's `opponent`. A policy that
     draws random numbers ties the episodes of a batch together, so a fixed opponent should not.
 
     Where actions require a gradient, rewards and observations carry it, through all steps back to the last reset.
@@ -67,10 +70,11 @@ class ParticleEnv:
         self._device = torch.empty(0, device=device).device
         self._dtype = dtype
         if kind.has_prey and opponent is None:
-            obstacles = len(kind.indices("obstacle"))
-            landmarks = kind.num_entities - kind.num_agents
-            opponent = FleeingPrey(num_obstacles=obstacles, num_landmarks=landmarks, device=self._device, dtype=dtype)
+            opponent = NetworkPrey.native(task_id, device=self._device)
         self._opponent = opponent
+        if opponent is not None:
+            name = getattr(opponent, "name", type(opponent).__name__)
+            self._spec = dataclasses.replace(self._spec, opponent=name)
         self._bodies = build_bodies(
             radii=kind.radii,
             drives=kind.drives,
@@ -159,6 +163,21 @@ class ParticleEnv:
             _swapped(state.velocities.to(device=self._device, dtype=self._dtype)),
             state.steps.to(device=self._device, dtype=torch.int64, copy=True),
         )
+
+    @property
+    def opponent_entries(self) -> Tensor | None:
+        """Which entries of the observations tell of the prey, [N, O] bool; None where there is none."""
+        return opponent_entries(self._scenario) if self._scenario.has_prey else None
+
+    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+        """Continues from the state that the team sees as observations [E, N, O], after steps [E] of each episode."""
+        shape = (self._num_envs, self.spec.num_agents, self.spec.observation_size)
+        if tuple(observations.shape) != shape or state is not None:
+            raise UserError(
+                f"{self.spec.task_id}: expected observations of shape {shape} and no state to plant, "
+                f"got {_describe(observations)}{'' if state is None else f' and a state, {_describe(state)}'}"
+            )
+        return self.set_state(state_of(self._scenario, observations, steps))
 
     def step(self, actions: Tensor) -> TimeStep:
         """One step under actions [E, 3, 2]; finished rows do not move and are paid nothing."""

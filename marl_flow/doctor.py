@@ -19,6 +19,8 @@ LEAST_FREE_GIB = 2.0
 """Below this much free disk a build of datasets or a long run is likely to fail."""
 
 OPTIONAL = {  # import name -> (what it is for, how to get it)
+    "tensorstore": ("importing OG-MARL vaults", 'pip install "marl_flow[vault]"'),
+    "minari": ("importing and exporting Minari datasets", 'pip install "marl_flow[minari]"'),
     "mpe2": ("cross-checks of the particle tasks against MPE2", 'pip install "mpe2>=1.1"'),
     "mujoco": ("MA-MuJoCo tasks", "pip install mujoco"),
     "smacv2": ("the real StarCraft II game", "see github.com/oxwhirl/smacv2; it also needs StarCraft II itself"),
@@ -121,17 +123,16 @@ def _data() -> Iterator[Finding]:
         path = native.behaviour_file(task_id)
         policies[task_id] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         yield finding
-    for entry in catalog.CATALOG.values():
-        name = str(entry.dataset_id)
-        folder = catalog.folder_of(name)
+    for name in (*catalog.CATALOG, *catalog.user_datasets()):
+        entry, folder = catalog.find(name), catalog.folder_of(name)
         if not folder.exists():
-            yield Finding(level="absent", subject=name, found="not built; training builds it on first use")
-            continue
+            if entry.dataset_id.origin == "native":
+                yield Finding(level="absent", subject=name, found="not built; training builds it on first use")
+            continue  # published data that are not here are `marl-flow data list`'s to show
         try:
             store = open_store(folder, verify=False, dataset_id=name)
         except UserError as error:
-            todo = f"marl-flow data build {name} --force"
-            yield Finding(level="problem", subject=name, found=str(error), todo=todo)
+            yield Finding(level="problem", subject=name, found=str(error))
             continue
         made_with, shipped = store.provenance.get("policy_sha256"), policies.get(entry.dataset_id.task_id)
         if made_with is not None and shipped is not None and made_with != shipped:

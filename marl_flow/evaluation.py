@@ -67,6 +67,7 @@ def evaluate(
         results.append(
             EvaluationResult(
                 task_id=algorithm.spec.task_id,
+                opponent=algorithm.spec.opponent,
                 dataset_id=header.run.dataset_id,
                 dataset_digest=header.run.dataset_digest,
                 algorithm=header.run.algorithm,
@@ -258,7 +259,8 @@ def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.G
 def require_same_task(trained: TaskSpec, offered: TaskSpec) -> None:
     """Raises unless the environment is the one the algorithm was trained for."""
     before, after = trained.to_json(), offered.to_json()
-    found = [f"{name}: {before[name]} trained, {after[name]} here" for name in before if before[name] != after[name]]
+    names = dict.fromkeys([*before, *after])
+    found = [f"{n}: {before.get(n)} trained, {after.get(n)} here" for n in names if before.get(n) != after.get(n)]
     if found:
         raise UserError(
             f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(found)}); "

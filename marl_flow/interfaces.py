@@ -68,6 +68,8 @@ class TaskSpec:
     """What a simulator is: nothing about how well anyone does in it.
 
     `team_reward` says how the N agents' rewards become one: `shared` (all equal, one of them counts), `mean` or `sum`.
+    `opponent` names who moves the part of the world that is not controlled, None where there is no such part: returns
+    against two opponents are returns of two tasks.
     """
 
     task_id: str
@@ -77,6 +79,7 @@ class TaskSpec:
     max_steps: int
     team_reward: Literal["shared", "mean", "sum"]
     state_size: int | None = None
+    opponent: str | None = None
 
     def __post_init__(self) -> None:
         if not self.agents or self.observation_size < 1 or self.max_steps < 1:
@@ -96,6 +99,8 @@ class TaskSpec:
     def to_json(self) -> dict[str, Any]:
         record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "action"}
         record["agents"] = list(self.agents)
+        if self.opponent is None:
+            del record["opponent"]
         action = self.action
         record["action"] = {
             "kind": action.kind,
@@ -343,10 +348,12 @@ class EvaluationResult:
 
     agent_returns is K rows of N undiscounted sums, team_returns their reduction by the task's rule. Latencies are
     milliseconds of one joint decision at batch 1. `protocol` says which checkpoint was scored. `dataset_digest` is of
-    the content that was trained on: builds of different size or from other behaviour policies share an id.
+    the content that was trained on: builds of different size or from other behaviour policies share an id. `opponent`
+    is that of the task, which was played against.
     """
 
     task_id: str
+    opponent: str | None
     dataset_id: str
     dataset_digest: str
     algorithm: str
@@ -370,3 +377,23 @@ class EvaluationResult:
     device: str
     model: str
     gate_scale: float = 1.0
+
+
+@runtime_checkable
+class Plantable(VectorEnv, Protocol):
+    """A `VectorEnv` that can begin in the middle of an episode, so that stored transitions can be played again."""
+
+    @property
+    def opponent_entries(self) -> Tensor | None:
+        """Which entries of an observation tell of the part that is not controlled, [N, O] bool; None where there is
+        no such part."""
+        ...
+
+    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+        """Continues from the moment that was observed as observations [E, N, O] and state [E, S] (None where the task
+        has none), steps [E] int64 into its episode.
+
+        What the returned observations differ in from those given is what no moment of this task looks like. Whoever
+        is not controlled chooses from what it sees there, as if it had been reset.
+        """
+        ...

@@ -5,21 +5,10 @@ Every part is skipped when it is finished, so a tour that was interrupted contin
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from multiprocessing.queues import Queue
-
-    from marl_flow.benchmarks.run import Plan
-    from marl_flow.training import TrainResult
 
 DATASET = "mpe/simple_spread/expert"
 
@@ -58,43 +47,6 @@ RUNS = (
 STEPS = (1, 2, 3, 5, 10)
 
 
-def train_all(plans: Mapping[Path, Plan], workers: int) -> dict[Path, TrainResult]:
-    """Trains every plan into its folder, `workers` at a time, in order.
-
-    On a CPU each run has a process and one thread of its own: small networks gain more from that than from threads, and
-    the numbers do not depend on how many cores there are.
-    """
-    from marl_flow.benchmarks.run import train
-    from marl_flow.interfaces import UserError
-
-    if workers == 1:
-        return {folder: train(plan, folder) for folder, plan in plans.items()}
-    context = multiprocessing.get_context("spawn")
-    places = context.Queue()
-    for place in range(workers):
-        places.put(place)
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (places, context.RLock()))
-    try:
-        waiting = {pool.submit(train, plan, folder): folder for folder, plan in plans.items()}
-        return {waiting[future]: future.result() for future in as_completed(waiting)}
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a training process died (out of memory?); start the same command again: finished runs are kept"
-        ) from error
-    finally:  # after an error or Ctrl-C no further run begins
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker(places: Queue[int], lock: Any) -> None:
-    """One thread, and a line of its own for the progress bar (tqdm reads the variable when it is imported)."""
-    os.environ["TQDM_POSITION"] = str(places.get())
-    import torch
-    from tqdm import tqdm
-
-    tqdm.set_lock(lock)
-    torch.set_num_threads(1)
-
-
 def run(
     out: Path,
     *,
@@ -108,7 +60,7 @@ def run(
     """Makes the whole tour under `out`, telling `say` about it line by line; returns the report's path."""
     import torch
 
-    from marl_flow.benchmarks import evaluate, report
+    from marl_flow.benchmarks import data, evaluate, pool, report
     from marl_flow.benchmarks import run as making
     from marl_flow.datasets import catalog
 
@@ -120,16 +72,17 @@ def run(
         for stop in runs
     }
     say(f"1 of 4. Data: {dataset}, in {catalog.folder_of(dataset)}")
-    store = making.open_dataset(dataset)
+    store = data.open_dataset(dataset)
     say(f"   {store.num_episodes:,} episodes, mean team return {store.team_returns().mean():.1f}")
 
-    workers = min(len(runs), len(os.sched_getaffinity(0))) if device == "cpu" else 1
+    workers = pool.workers_for(device, len(runs))
     say(f"2 of 4. Training, seed {seed}, on {device}, {workers} at a time")
     for stop in runs:
         say(f"   {stop.folder}: {stop.about}")
-    results = train_all({out / folder: plan for folder, plan in plans.items()}, workers)
+    pieces = [(plan, out / folder) for folder, plan in plans.items()]
+    results = {folder.name: result for (_, folder), result in pool.as_done(making.train_piece, pieces, workers)}
     for stop in runs:
-        say(f"   {stop.folder}: {making.describe_training(results[out / stop.folder])}")
+        say(f"   {stop.folder}: {making.describe_training(results[stop.folder])}")
 
     say(f"3 of 4. Evaluation: {episodes} episodes each, the same for all")
     if device == "cpu":  # as in training: the same numbers, and latencies, on any number of cores

@@ -24,6 +24,7 @@ def result(**changes: Any) -> EvaluationResult:
     """Four episodes of mean return 516.8, which is a score of 100."""
     plain: dict[str, Any] = {
         "task_id": "mpe/simple_spread",
+        "opponent": None,
         "dataset_id": DATASET,
         "dataset_digest": "d" * 64,
         "algorithm": "bc",
@@ -119,7 +120,7 @@ def test_data_of_one_id_and_different_content_stay_apart(tmp_path: Path) -> None
     ]
     assert [results.beats(row, found) for row in found] == [None, None, 0.5]
     text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
-    assert [part.splitlines()[0] for part in text.split("\n## ")[1:3]] == [
+    assert [part.splitlines()[0] for part in text.split("\n## ")[2:4]] == [
         f"{DATASET}, data dddddddd",
         f"{DATASET}, data eeeeeeee",
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from marl_flow import datasets
+from marl_flow.benchmarks import suite
 from marl_flow.datasets import catalog
 from marl_flow.interfaces import UserError
 
@@ -25,7 +26,11 @@ def test_short_ids_mean_native_version_one() -> None:
     [
         ("mpe/simple_spread/exprt", "unknown dataset 'mpe/simple_spread/exprt'; nearest: .*mpe/simple_spread/expert"),
         ("native/mpe/simple_spread/expert-v2", "nearest: native/mpe/simple_spread/expert-v1"),
-        ("omar/mpe/simple_spread/expert-v1", "unknown dataset"),
+        ("omar/mpe/simple_spread/expert-v2", "unknown dataset .*nearest: omar/mpe/simple_spread/expert-v1"),
+        ("ogmarl/smac/3m/god-v1", "unknown dataset .*nearest: ogmarl/smac/3m/good-v1"),
+        ("native/smac/3m/good-v1", "unknown dataset"),
+        ("user/mpe/simple_spread/mine", "expected a dataset id like"),
+        ("user/mpe/../mine-v1", "expected a dataset id like"),
         ("simple_spread-expert", "expected a dataset id like .*nearest: mpe/simple_spread/expert"),
         ("minari/mpe/simple_spread/expert-v1", "expected a dataset id like"),
         ("../mpe/simple_spread/expert-v1", "expected a dataset id like"),
@@ -39,13 +44,42 @@ def test_unknown_ids_name_the_nearest(text: str, message: str) -> None:
 
 
 def test_published_means_are_the_published_ones(shared: Path) -> None:
-    """Catches a slip in transcribing a mean, and a quality without an entry."""
-    with (shared / "paper" / "dataset_means.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["task"] == "simple_spread"]
-    assert len(rows) == 4
-    for row in rows:
-        entry = catalog.find(f"{row['suite']}/{row['task']}/{row['quality']}")
-        assert entry.published_mean == float(row["mean_return"])
+    """Catches a slip in transcribing a mean: the suite's own table must be the collected one."""
+    ours = Path(suite.__file__).parent / "dataset_means.csv"
+    assert ours.read_text() == (shared / "paper" / "dataset_means.csv").read_text()
+
+
+def test_every_published_mean_has_its_entries() -> None:
+    """Catches a task or quality without an entry, and a mean that is changed in one of its two places."""
+    with (Path(suite.__file__).parent / "dataset_means.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    means = {
+        f"{origin}/{row['suite']}/{row['task']}/{row['quality']}-v1": float(row["mean_return"])
+        for row in rows
+        for origin in (("native", "omar") if row["suite"] == "mpe" else ("ogmarl",))
+    }
+    assert len(rows) == 33 and means == {name: entry.published_mean for name, entry in catalog.CATALOG.items()}
+
+
+@pytest.mark.parametrize("entry", catalog.CATALOG.values(), ids=lambda entry: str(entry.dataset_id))
+def test_every_entry_says_whose_it_is(entry: catalog.Entry) -> None:
+    """Catches data without a source, a licence or somebody to cite, and the wrong authors for an origin."""
+    paper = {"native": "2111.11188", "omar": "2111.11188", "ogmarl": "2302.00521"}[entry.dataset_id.origin]
+    assert f"arXiv {paper}" in entry.citation and entry.source and entry.licence and entry.published_source
+    command = "build" if entry.dataset_id.origin == "native" else "fetch"
+    assert f"`marl-flow data {command} {entry.dataset_id}`" in entry.how_to_get
+
+
+def test_user_datasets_are_known_without_being_listed(tmp_path: Path) -> None:
+    """Catches an imported dataset that cannot be opened, or that is measured against somebody's published mean."""
+    entry = catalog.find("user/my-suite/task_1/mixed-quality-v7")
+    assert entry.published_mean is None and "marl-flow data import" in entry.how_to_get
+    folder = catalog.folder_of("user/my-suite/task_1/mixed-quality-v7", tmp_path)
+    assert folder == tmp_path / "user" / "my-suite" / "task_1" / "mixed-quality-v7"
+    assert catalog.user_datasets(tmp_path) == ()
+    for name in ("user/my-suite/task_1/mixed-quality-v7", "user/a/b/c-v1", "user/a/b/.c-v2.partial-x", "user/a/b/c"):
+        (tmp_path / name).mkdir(parents=True)
+    assert catalog.user_datasets(tmp_path) == ("user/a/b/c-v1", "user/my-suite/task_1/mixed-quality-v7")
 
 
 def test_data_root_follows_the_environment(tmp_path: Path, monkeypatch) -> None:
@@ -56,6 +90,8 @@ def test_data_root_follows_the_environment(tmp_path: Path, monkeypatch) -> None:
     assert catalog.folder_of("mpe/simple_spread/expert", tmp_path / "b").is_relative_to(tmp_path / "b")
     monkeypatch.delenv("MARL_FLOW_DATA")
     assert catalog.data_root() == Path.home() / ".cache" / "marl_flow" / "datasets"
+    assert catalog.downloads_root() == catalog.data_root() / "downloads"
+    assert catalog.downloads_root(tmp_path) == tmp_path / "downloads"
 
 
 def test_absent_datasets_name_the_build_command(tmp_path: Path) -> None:

@@ -175,15 +175,19 @@ def test_data_commands_tell_what_is_here(
     assert cli.main(["data", "build", DATASET, "--episodes", "40"]) == 0
     folder = root / "native" / "mpe" / "simple_spread" / "random-v1"
     capsys.readouterr()
-    assert cli.main(["data", "list"]) == 0
-    listed = {line.split()[0].split("/")[-1]: line.split() for line in capsys.readouterr().out.splitlines()[1:5]}
-    assert listed["random-v1"][1:3] == ["40", "1,000"]
-    assert " ".join(listed["random-v1"][6:]) == "here: 40 of 10,000 episodes"
-    assert listed["random-v1"][5] == "159.8" and 100 < float(listed["random-v1"][4]) < 220
-    assert listed["expert-v1"][-2:] == ["not", "here"] and listed["expert-v1"][5] == "516.8"
+    assert cli.main(["data", "list", "--suite", "mpe", "--origin", "native"]) == 0
+    out = capsys.readouterr().out
+    listed = {words[0]: words for line in out.splitlines() if (words := line.split())}
+    random = listed["native/mpe/simple_spread/random-v1"]
+    assert random[1:5] == ["built", "here", "partial", "40"] and "40 of 10,000 episodes" in out
+    assert random[-2] == "159.8" and 100 < float(random[-3]) < 220
+    expert = listed["native/mpe/simple_spread/expert-v1"]
+    assert expert[3:5] == ["not", "here"] and expert[-2] == "516.8" and "smac" not in out
     assert cli.main(["data", "show", DATASET]) == 0
     card = capsys.readouterr().out
-    assert "40 episodes" in card and "provenance" not in card and "policy" not in card.splitlines()[0]
+    assert "40 episodes" in card and "fits mpe/simple_spread: 1,000 steps played again" in " ".join(card.split())
+    assert cli.main(["data", "show", "omar/mpe/simple_tag/expert-v1"]) == 2
+    assert "marl-flow data fetch omar/mpe/simple_tag/expert-v1" in capsys.readouterr().err
     assert cli.main(["doctor"]) in (0, 1) and "40 of 10,000 episodes" in capsys.readouterr().out
     assert cli.main(["data", "verify", DATASET]) == 0
     rewards = folder / "rewards.npy"
@@ -276,7 +280,7 @@ def test_other_devices_and_other_data_are_evaluated_anew(place: Path, monkeypatc
 def test_a_dataset_built_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a training that fails because another process built its dataset first."""
     from marl_flow import envs
-    from marl_flow.benchmarks import run
+    from marl_flow.benchmarks import data
     from marl_flow.datasets import catalog, native
 
     monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
@@ -287,7 +291,7 @@ def test_a_dataset_built_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest
         return build(name, folder, make_env, **{**how, "episodes": 3})
 
     monkeypatch.setattr(native, "build", slower)
-    assert [run.open_dataset(DATASET).digest] == digests
+    assert [data.open_dataset(DATASET).digest] == digests
 
 
 def test_a_checkpoint_file_is_named_from_anywhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

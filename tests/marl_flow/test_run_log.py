@@ -21,6 +21,7 @@ WHOLE = b'{"update": 1, "loss": 0.5}\n{"update": 2, "loss": 0.25}\n'
 def result(**changes: Any) -> EvaluationResult:
     plain = {
         "task_id": "test/tiny",
+        "opponent": None,
         "dataset_id": "test/tiny/random-v1",
         "dataset_digest": "d" * 64,
         "algorithm": "bc",

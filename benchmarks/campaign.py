@@ -1,0 +1,164 @@
+"""A fixed table of runs as one command: data, training, evaluation, report; whatever is finished is kept.
+
+The table says what is compared and at which budget; nothing in it is chosen per dataset. Started again after a kill,
+the same command continues: training from its last checkpoint, evaluation at the results that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from marl_flow.benchmarks import data, evaluate, pool, report
+from marl_flow.benchmarks import run as making
+from marl_flow.benchmarks.results import Row
+from marl_flow.config import nearest
+from marl_flow.datasets import catalog
+from marl_flow.interfaces import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A method in one setting, by the names of `marl-flow train`."""
+
+    folder: str
+    algorithm: str
+    preset: str
+    settings: tuple[str, ...] = ()
+    samples_in_steps: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Campaign:
+    """Every entrant on every dataset.
+
+    Training seeds are 0, 1, ... below `seeds`, or below the number that `more_seeds` gives to a task. Methods that
+    sample in steps are evaluated at `steps`, on datasets of the qualities in `swept` at `sweep`.
+    """
+
+    about: str
+    datasets: tuple[str, ...]
+    entrants: tuple[Entrant, ...]
+    episodes: int
+    steps: tuple[int, ...]
+    sweep: tuple[int, ...]
+    swept: tuple[str, ...]
+    seeds: int = 1
+    more_seeds: tuple[tuple[str, int], ...] = ()
+
+
+_MPE = tuple(
+    f"mpe/{task}/{quality}"
+    for task in ("simple_spread", "simple_tag", "simple_world")
+    for quality in ("expert", "medium", "medium-replay", "random")
+)
+CAMPAIGNS = {
+    "mpe": Campaign(
+        about="CoFlow (compact) and BC on the twelve native MPE datasets, each method at its preset's own budget",
+        datasets=_MPE,
+        entrants=(
+            Entrant(
+                folder="coflow-centralized",
+                algorithm="coflow",
+                preset="compact",
+                settings=("conditioning=centralized",),
+                samples_in_steps=True,
+            ),
+            Entrant(
+                folder="coflow-decentralized",
+                algorithm="coflow",
+                preset="compact",
+                settings=("conditioning=decentralized",),
+                samples_in_steps=True,
+            ),
+            Entrant(folder="bc", algorithm="bc", preset="default"),
+        ),
+        episodes=200,
+        steps=(1, 3),
+        sweep=(1, 2, 3, 5, 10),
+        swept=("expert",),
+        more_seeds=(("mpe/simple_spread", 3),),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run folder to train and evaluate."""
+
+    dataset: str
+    entrant: Entrant
+    seed: int
+    folder: Path
+    steps: tuple[int, ...]
+    episodes: int
+    device: str
+
+
+def find(name: str) -> Campaign:
+    if name not in CAMPAIGNS:
+        raise UserError(f"unknown campaign {name!r}; {nearest(name, CAMPAIGNS)}")
+    return CAMPAIGNS[name]
+
+
+def jobs(campaign: Campaign, out: Path, device: str) -> list[Job]:
+    """Every job of a campaign: first seeds of all datasets before second ones, so that an early stop leaves a table."""
+    found = []
+    most = max([campaign.seeds, *(count for _, count in campaign.more_seeds)])
+    for seed in range(most):
+        for dataset in campaign.datasets:
+            task, _, quality = dataset.rpartition("/")
+            if seed >= dict(campaign.more_seeds).get(task, campaign.seeds):
+                continue
+            steps = campaign.sweep if quality in campaign.swept else campaign.steps
+            for entrant in campaign.entrants:
+                folder = out / dataset.replace("/", "_") / f"{entrant.folder}-seed{seed}"
+                found.append(
+                    Job(
+                        dataset=dataset,
+                        entrant=entrant,
+                        seed=seed,
+                        folder=folder,
+                        steps=steps if entrant.samples_in_steps else campaign.steps,
+                        episodes=campaign.episodes,
+                        device=device,
+                    )
+                )
+    return found
+
+
+def work(job: Job) -> list[str]:
+    """Trains and evaluates one job as far as that is not done; what it came to, in lines."""
+    entrant = job.entrant
+    plan = making.plan(
+        job.dataset,
+        entrant.algorithm,
+        preset=entrant.preset,
+        settings=entrant.settings,
+        seed=job.seed,
+        device=job.device,
+    )
+    trained = making.describe_training(making.train(plan, job.folder))
+    asked = evaluate.Asked(steps=job.steps, episodes=job.episodes, device=job.device)
+    results = evaluate.evaluate(job.folder, asked)
+    return [trained, *(map(evaluate.describe, results) if results else ["evaluated before"])]
+
+
+def run(campaign: Campaign, out: Path, *, device: str, say: Callable[[str], object]) -> tuple[Path, Sequence[Row]]:
+    """Runs a whole campaign under `out`, telling `say` about it line by line; returns the report and its rows."""
+    begun, todo = time.perf_counter(), jobs(campaign, out, device)
+    say(f"{campaign.about}: {len(todo)} runs, {campaign.episodes} evaluation episodes each, on {device}")
+    for dataset in campaign.datasets:
+        store = data.open_dataset(dataset)
+        say(f"{catalog.parse(dataset)}: {store.num_episodes:,} episodes, mean {store.team_returns().mean():.1f}")
+    workers = pool.workers_for(device, len(todo))
+    for done, (job, lines) in enumerate(pool.as_done(work, todo, workers), 1):
+        say(f"[{done} of {len(todo)}] {job.folder}: " + "; ".join(lines))
+    path, rows = report.write([job.folder for job in todo], out / "report")
+    say("")
+    say(report.overview(rows))
+    say("")
+    say(f"Done in {time.perf_counter() - begun:.0f} s; report: {path}")
+    return path, rows

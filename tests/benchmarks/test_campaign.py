@@ -1,0 +1,79 @@
+"""Campaigns: the table of runs is the one promised, and the command that makes it continues where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from marl_flow.benchmarks import campaign, data, run, suite
+from marl_flow.interfaces import UserError
+from marl_flow.run_log import read_results
+
+TINY = ("updates=1", "batch_size=8", "tensorboard=false")
+
+
+def small(data: tuple[str, ...] = ("mpe/simple_spread/random", "mpe/simple_tag/random")) -> campaign.Campaign:
+    coflow = ("width=16", "token_blocks=1", "inverse_hidden=8")
+    entrants = [
+        dataclasses.replace(one, settings=(*one.settings, *TINY, *(coflow if one.algorithm == "coflow" else ())))
+        for one in campaign.CAMPAIGNS["mpe"].entrants
+    ]
+    return dataclasses.replace(
+        campaign.CAMPAIGNS["mpe"], datasets=data, entrants=tuple(entrants), episodes=2, swept=(), more_seeds=()
+    )
+
+
+def test_the_mpe_table_is_complete() -> None:
+    """Catches a forgotten dataset, a budget or setting of one dataset's own, and step counts that nobody asked for."""
+    mpe = campaign.CAMPAIGNS["mpe"]
+    assert set(mpe.datasets) == {name for name in suite.dataset_means() if name.startswith("mpe/")}
+    todo = campaign.jobs(mpe, Path("out"), "cpu")
+    assert len({job.folder for job in todo}) == len(todo) == 3 * (8 + 4 * 3)
+    swept = {job.dataset for job in todo if job.entrant.samples_in_steps and job.steps == (1, 2, 3, 5, 10)}
+    assert swept == {name for name in mpe.datasets if name.endswith("/expert")}
+    assert {job.steps for job in todo if job.dataset not in swept} == {(1, 3)}
+    assert {job.episodes for job in todo} == {200}
+    assert max(job.seed for job in todo if "spread" in job.dataset) == 2
+    assert max(job.seed for job in todo if "spread" not in job.dataset) == 0
+    for entrant in mpe.entrants:  # every dataset has the same plan but for its name
+        plans = {
+            dataclasses.replace(
+                run.plan(name, entrant.algorithm, preset=entrant.preset, settings=entrant.settings), dataset_id="any"
+            )
+            for name in mpe.datasets
+        }
+        assert len(plans) == 1
+
+
+def test_a_campaign_runs_through_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches parts that do not fit together, an overview without a dataset, and work done twice."""
+    monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
+    for name in small().datasets:
+        data.build_dataset(name, episodes=30)
+    said: list[str] = []
+    report, rows = campaign.run(small(), tmp_path / "out", device="cpu", say=said.append)
+    assert len(rows) == 2 * (2 + 2 + 1)
+    text = report.read_text(encoding="utf-8")
+    overview = text.partition("## Overview")[2].partition("##")[0]
+    header, _, *lines = [line for line in overview.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in header.split("|")[3:-1]] == [
+        *("bc", "coflow-C k=1", "coflow-C k=3", "coflow-D k=1", "coflow-D k=3")
+    ]
+    assert len(lines) == 2 and all(cell.strip() for line in lines for cell in line.split("|")[1:-1])
+    assert "against the prey native-v1" in text
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.jsonl")}
+    said.clear()
+    campaign.run(small(), tmp_path / "out", device="cpu", say=said.append)
+    assert "\n".join(said).count("evaluated before") == 6
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for job in campaign.jobs(small(), tmp_path / "out", "cpu"):
+        opponents = {result.opponent for result in read_results(job.folder)}
+        assert opponents == {"native-v1" if "tag" in job.dataset else None}
+
+
+def test_unknown_campaigns_are_named() -> None:
+    """Catches a traceback for a typo."""
+    with pytest.raises(UserError, match=r"unknown campaign 'mp'; nearest: mpe"):
+        campaign.find("mp")
