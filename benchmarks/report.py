@@ -190,37 +190,47 @@ def summary(all_rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def overview(all_rows: Sequence[Row]) -> str:
-    """Markdown of every dataset in a line: each way of acting that several datasets have, `return [95 %] (score)`.
+Way = tuple[str, str, str, int]
+"""Algorithm, preset, execution, sampling steps (0: it takes none)."""
 
-    A cell is empty where a dataset has no such row, or several.
+
+def overview(all_rows: Sequence[Row]) -> str:
+    """Markdown of every dataset in a line, each cell `return [95 %] (score)`: the ways of acting that all datasets
+    have, then, of datasets that have more, every step count.
+
+    A cell is empty where a dataset has several such rows, which its own section tells apart.
     """
     groups = by_data(all_rows)
-    ways: dict[tuple[Any, ...], str] = {}
-    cells: dict[tuple[str, tuple[Any, ...]], list[Row]] = {}
+    cells: dict[str, dict[Way, list[Row]]] = {}
     for title, here in groups.items():
         for row in here:
             first = row.first
             way = (first.algorithm, first.preset, first.execution, first.num_sampling_steps or 0)
-            steps = f" k={first.num_sampling_steps}" if first.num_sampling_steps else ""
-            execution = f"-{first.execution[0].upper()}" if first.num_sampling_steps else ""
-            ways[way] = f"{first.algorithm}{execution}{steps}"
-            cells.setdefault((title, way), []).append(row)
-    shown = sorted(way for way in ways if len(groups) == 1 or sum((title, way) in cells for title in groups) > 1)
+            cells.setdefault(title, {}).setdefault(way, []).append(row)
+    everywhere = set.intersection(*(set(found) for found in cells.values()))
+    parts = [_overview_table(cells, sorted(everywhere))]
+    more = {title: found for title, found in cells.items() if any(way[3] for way in set(found) - everywhere)}
+    if more:
+        parts.append(_overview_table(more, sorted({way for found in more.values() for way in found if way[3]})))
+    return "\n\n".join(parts)
+
+
+def _overview_table(cells: Mapping[str, Mapping[Way, Sequence[Row]]], ways: Sequence[Way]) -> str:
     body = []
-    for title, here in groups.items():
-        line = [title, ", ".join(sorted({str(len(row.training_seeds)) for row in here}))]
-        for way in shown:
-            found = cells.get((title, way), [])
-            if len(found) != 1:
+    for title, found in cells.items():
+        line = [title, ", ".join(sorted({str(len(row.training_seeds)) for rows in found.values() for row in rows}))]
+        for way in ways:
+            here = found.get(way, [])
+            if len(here) != 1:
                 line.append("")
                 continue
-            row = found[0]
+            row = here[0]
             score = row.score(row.mean)
             mark = "" if score is None else f" ({score:.1f})"
             line.append(interval_text(row.mean, *row.interval) + mark)
         body.append(line)
-    header = ["Dataset", "Training seeds", *(ways[way] for way in shown)]
+    names = [f"{way[0]}-{way[2][0].upper()} k={way[3]}" if way[3] else way[0] for way in ways]
+    header = ["Dataset", "Training seeds", *names]
     return table(header, body, range(1, len(header)))
 
 

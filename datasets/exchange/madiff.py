@@ -68,7 +68,10 @@ def open_source(source: Path, spec: TaskSpec) -> Iterator[Source]:
             Part(lengths=lengths, terminated=_terminated(columns, lengths, spec), read=partial(_read, spec, columns))
         ],
         files=[*(source / f"{name}.npy" for name in names), *([source / TASK] if record else [])],
-        provenance={"exported_from": record.origin} if record else {},
+        provenance={
+            "arrays_left_out": sorted({path.stem for path in source.glob("*.npy")} - set(names)),
+            **({"exported_from": record.origin} if record else {}),
+        },
     )
 
 

@@ -346,3 +346,23 @@ def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.
     assert "return" in axes.get_ylabel() and "steps" in axes.get_xlabel()
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width >= 1000
+
+
+def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp_path: Path) -> None:
+    """Catches a dataset left out, a number under another method, and one of two rows shown for both."""
+    other = "native/mpe/simple_tag/random-v1"
+    tag = {"dataset_id": other, "task_id": "mpe/simple_tag", "opponent": "native-v1", "team_returns": (185.6,) * 4}
+    flow = {"algorithm": "coflow", "preset": "compact", "execution": "centralized"}
+    run(
+        tmp_path / "a",
+        *(line(result()), line(result(config_digest="f" * 16))),
+        *(line(result(**flow, num_sampling_steps=k)) for k in (1, 3, 10)),
+        *(line(result(**tag)), line(result(**flow, **tag, num_sampling_steps=1))),
+    )
+    first, second = report.overview(results.rows([tmp_path / "a"])).split("\n\n")
+    cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in first.splitlines()]
+    assert cells[0] == ["Dataset", "Training seeds", "bc", "coflow-C k=1"]
+    assert cells[2] == [DATASET, "1", "", "516.8 [506.8, 526.8] (100.0)"]
+    assert cells[3] == [other, "1", *["185.6 [185.6, 185.6] (100.0)"] * 2]
+    cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in second.splitlines()]
+    assert cells[0][2:] == ["coflow-C k=1", "coflow-C k=3", "coflow-C k=10"] and len(cells) == 3

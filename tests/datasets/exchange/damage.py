@@ -55,6 +55,7 @@ class Judge:
 def compare(store: EpisodeStore, expected: Mapping[str, Any], what: str) -> None:
     """The store against an oracle's arrays: `lengths`, `terminated`, steps by name, final frames as `final_<name>`."""
     np.testing.assert_array_equal(store.lengths, expected["lengths"], err_msg=what)
+    assert store.lengths.max() <= store.spec.max_steps, what
     np.testing.assert_array_equal(store.terminated, expected["terminated"], err_msg=what)
     for name in ("observations", "actions", "rewards", "state", "action_mask"):
         found = getattr(store, name)

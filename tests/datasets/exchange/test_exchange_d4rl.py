@@ -120,8 +120,10 @@ def test_a_published_file_implies_its_task(layouts, read, tmp_path: Path) -> Non
     layouts.assert_same(read("d4rl", tmp_path / "hopper.hdf5", spec), store)
     with h5py.File(tmp_path / "hopper.hdf5", "r+") as file:
         del file["actions"]
-        file["actions"] = np.zeros(9, dtype=np.int64)
-    with pytest.raises(UserError, match=r"continuous actions \[M, A\], found .* int64 \[9\]; pass the task as `spec`"):
+        file["actions"] = np.zeros((9, 2), dtype=np.int64)
+    with pytest.raises(
+        UserError, match=r"continuous actions \[M, A\], found .* int64 \[9, 2\]; pass the task as `spec`"
+    ):
         read("d4rl", tmp_path / "hopper.hdf5", None)
 
 

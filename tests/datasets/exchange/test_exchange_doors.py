@@ -12,6 +12,7 @@ import pytest
 from marl_flow import envs
 from marl_flow.datasets import exchange
 from marl_flow.datasets.exchange import EXPORTS, LAYOUTS, episodes, export_dataset, import_dataset
+from marl_flow.datasets.exchange.columns import npy_column
 from marl_flow.datasets.tasks import TASKS, has_agent_ids, known_spec
 from marl_flow.datasets.writer import AlreadyThere, StoreWriter
 from marl_flow.interfaces import TaskSpec, UserError
@@ -159,6 +160,26 @@ def test_frames_that_an_export_would_lose_are_noticed(layouts, tmp_path: Path) -
     with pytest.raises(UserError, match="observations to repeat each episode's last row"):
         export_dataset("d4rl", torn, tmp_path / "x.hdf5")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_are_two_valued_to_the_byte(damage, tmp_path: Path) -> None:
+    """Catches a damaged bool, of a byte that is neither 0 nor 1, taken for true and stored as it is."""
+    data = bytearray(damage.npy_bytes(np.array([True, False, True])))
+    data[-1] = 7
+    (tmp_path / "flags.npy").write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"flags\.npy: expected flags, 0 or 1, found .* at row 2"):
+        npy_column(tmp_path / "flags.npy").flags(0, 3)
+    (tmp_path / "flags.npy").write_bytes(damage.npy_bytes(np.array([1.0, 0.0, 1.0])))
+    assert npy_column(tmp_path / "flags.npy").flags(0, 3).tolist() == [True, False, True]
+
+
+def test_a_header_that_lies_about_its_size_is_refused_unread(damage, tmp_path: Path) -> None:
+    """Catches memory asked for by a damaged header: huge, negative and overflowing shapes among them."""
+    good = damage.npy_bytes(np.zeros((4, 3), dtype=np.float32))
+    for seed in range(100):
+        (tmp_path / "obs.npy").write_bytes(damage.lying_header(good, np.random.default_rng(seed)))
+        with pytest.raises(UserError, match=r"obs\.npy: expected"):
+            npy_column(tmp_path / "obs.npy")
 
 
 @pytest.mark.parametrize(

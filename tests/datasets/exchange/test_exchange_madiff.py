@@ -134,7 +134,9 @@ def test_ends_by_discount_and_by_length(layouts, read, tmp_path: Path) -> None:
     """Catches a time limit taken for a failure, and an episode cut off by the recorder taken for one."""
     spec = small(layouts, "smac")
     layouts.write_madiff(tmp_path / "Good", layouts.random_store(spec, [5, 2, 3]))
-    assert read("madiff", tmp_path / "Good", spec).terminated.tolist() == [False, True, True]
+    np.save(tmp_path / "Good" / "logprobs.npy", np.zeros(10))
+    found = read("madiff", tmp_path / "Good", spec)
+    assert found.terminated.tolist() == [False, True, True] and found.provenance["arrays_left_out"] == ["logprobs"]
     discounts = np.load(tmp_path / "Good" / "discounts.npy")
     discounts[6] = 1
     np.save(tmp_path / "Good" / "discounts.npy", discounts)
