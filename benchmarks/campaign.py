@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from marl_flow import training
 from marl_flow.benchmarks import data, evaluate, pool, report
 from marl_flow.benchmarks import run as making
 from marl_flow.benchmarks.results import Row
 from marl_flow.config import nearest
-from marl_flow.datasets import catalog
+from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import UserError
 
 
@@ -148,10 +149,16 @@ def work(job: Job) -> list[str]:
 
 def run(campaign: Campaign, out: Path, *, device: str, say: Callable[[str], object]) -> tuple[Path, Sequence[Row]]:
     """Runs a whole campaign under `out`, telling `say` about it line by line; returns the report and its rows."""
+    training.checked_device(device)
     begun, todo = time.perf_counter(), jobs(campaign, out, device)
     say(f"{campaign.about}: {len(todo)} runs, {campaign.episodes} evaluation episodes each, on {device}")
     for dataset in campaign.datasets:
         store = data.open_dataset(dataset)
+        if unlike := native.unlike_recipe(store):
+            raise UserError(
+                f"{store.dataset_id}: a campaign compares what its recipe makes, found {unlike}; rebuild it with "
+                f"`marl-flow data build {dataset} --force`, or set MARL_FLOW_DATA to another folder"
+            )
         say(f"{catalog.parse(dataset)}: {store.num_episodes:,} episodes, mean {store.team_returns().mean():.1f}")
     workers = pool.workers_for(device, len(todo))
     for done, (job, lines) in enumerate(pool.as_done(work, todo, workers), 1):

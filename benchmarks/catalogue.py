@@ -81,8 +81,11 @@ def _row(name: catalog.DatasetId, root: Path | None) -> Row:
         except UserError as error:
             state, note = "damaged", str(error)
         else:
-            note = native.part_of_recipe(store)
-            state = "partial" if note else "here"
+            recipe = native.RECIPES.get(str(name))
+            state = "partial" if recipe is not None and store.num_episodes < recipe.episodes else "here"
+            note = native.unlike_recipe(store)
+            if recipe is None and store.spec.opponent is not None:
+                note = f"against {store.spec.opponent}"
             episodes, mean = store.num_episodes, float(store.team_returns().mean())
     return Row(
         dataset_id=name,

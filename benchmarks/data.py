@@ -80,20 +80,22 @@ def fetch_datasets(
     names: Sequence[str], *, source: str | None = None, prey: str | None = None, keep_archive: bool = False
 ) -> list[EpisodeStore]:
     """Downloads, unpacks and imports published datasets, with progress bars; refuses, before any download, those that
-    are here already or are not published, and tag and world data whose prey is neither named nor in the archive.
-    Archives are deleted at the end, once for all datasets they hold."""
+    are not published, and tag and world data whose prey is neither named nor in the archive. What is here already is
+    passed over, and said to be. Archives are deleted at the end, once for all datasets they hold."""
     from tqdm import tqdm
 
     from marl_flow.datasets import obtain
     from marl_flow.datasets.download import Progress
 
-    wanted = [str(catalog.find(name).dataset_id) for name in names]
-    for name in wanted:
+    wanted = []
+    for name in dict.fromkeys(str(catalog.find(name).dataset_id) for name in names):
         chosen = obtain.plan(name, source=source)
+        if (folder := catalog.folder_of(name)).exists():
+            log.info("%s is in %s already", name, folder)
+            continue
         if chosen.file.layout == "vault":  # the converted copies leave the prey out
             _prey_of_import(name, prey)
-        if (folder := catalog.folder_of(name)).exists():
-            raise AlreadyThere(f"expected a free place for {name}, found {folder} already there; use it or remove it")
+        wanted.append(name)
 
     def bar(title: str) -> Progress:
         shown = tqdm(desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
@@ -140,25 +142,42 @@ def import_dataset(
     from marl_flow.datasets import exchange
 
     identity = catalog.find(dataset_id).dataset_id
-    name, task_id = str(identity), identity.task_id
+    name, task_id, folder = str(identity), identity.task_id, catalog.folder_of(dataset_id)
     if identity.origin == "native":
         raise UserError(f"{name} is built, not imported; import under a name such as user/{task_id}/mine-v1")
-    spec = None
-    if layout not in exchange.CARRY_SPEC:
+    record = exchange.record_in(layout, source)
+    if record is not None:
+        spec: TaskSpec | None = record.spec
+        _check_record(name, record.spec.task_id, record.origin, prey)
+    elif layout in exchange.CARRY_SPEC and task_id not in tasks.TASKS:
+        spec = None  # implied by the files
+    else:
         spec = dataclasses.replace(tasks.known_spec(task_id), opponent=_prey_of_import(name, prey))
-    elif prey is not None:
-        raise UserError(
-            f"{name}: {layout} files say themselves what their data were collected against; leave --prey out"
-        )
-    folder = catalog.folder_of(name)
     store = exchange.import_dataset(
-        layout, source, folder, dataset_id=name, spec=spec, provenance=dict(provenance or {})
+        layout,
+        source,
+        folder,
+        dataset_id=name,
+        spec=spec,
+        provenance=dict(provenance or {}),
+        implied_task_id=task_id,
     )
-    if spec is None and store.spec.task_id != task_id:
-        found = store.spec.task_id
-        remove_store(folder)
-        raise UserError(f"{source} holds data of {found}, asked for {name}; import it as user/{found}/NAME-v1")
     return _stamped(store, folder)
+
+
+def _check_record(name: str, task_id: str, exported_from: Mapping[str, Any], prey: str | None) -> None:
+    """Raises unless files that were exported here may be imported under this name: their task's, and never that of a
+    publication they do not come from."""
+    identity, former = catalog.parse(name), str(exported_from.get("dataset_id"))
+    if task_id != identity.task_id:
+        raise UserError(f"the files hold data of {task_id}, asked for {name}; import them as user/{task_id}/NAME-v1")
+    if identity.origin != "user" and not former.startswith(f"{identity.origin}/"):
+        raise UserError(
+            f"the files were exported from {former}, asked for {name}: data of one origin never stand in for another's "
+            f"data; import them as user/{task_id}/NAME-v1"
+        )
+    if prey is not None:
+        raise UserError(f"{name}: the files say themselves what their data were collected against; leave --prey out")
 
 
 def _prey_of_import(name: str, prey: str | None) -> str | None:
@@ -190,18 +209,18 @@ def open_dataset(dataset_id: str) -> EpisodeStore:
     return datasets.load(name)
 
 
-def verify_dataset(folder: Path, steps: int | None = None) -> dict[str, Any]:
-    """The passport of the dataset in a folder, written anew after every check, that many steps (None: all) played again
-    where the task's environment is here; a fault or a misfit is a UserError."""
-    spec = open_store(folder, verify=False).spec
+def verify_dataset(folder: Path, dataset_id: str, steps: int | None = None) -> dict[str, Any]:
+    """The passport of the dataset of this id in a folder, written anew after every check, that many steps (None: all)
+    played again where the task's environment is here; a fault or a misfit is a UserError."""
+    spec = open_store(folder, verify=False, dataset_id=dataset_id).spec
     return verify.verify(folder, replayed_in if _can_replay(spec) else None, steps)
 
 
 def _stamped(store: EpisodeStore, folder: Path) -> EpisodeStore:
     """A store that was just made, with its passport; one that does not fit its environment stays, and is said to."""
     try:
-        verify_dataset(folder)
-    except UserError as error:
+        verify_dataset(folder, store.dataset_id)
+    except verify.DoesNotFit as error:
         log.warning("%s. It is kept, and refused for training.", error)
     return store
 

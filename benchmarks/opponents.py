@@ -7,6 +7,7 @@ and an evaluation that name it use the same weights or none.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def add(task_id: str, source: Path) -> NetworkPrey:
     env.step(torch.zeros(1, env.spec.num_agents, env.spec.action.size))  # weights of another task are refused here
     path = file_of(task_id, prey.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.writing")
+    unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
     torch.save({"agent_params": [{"policy": prey.weights}]}, unfinished)
     unfinished.replace(path)
     return prey

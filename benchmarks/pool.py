@@ -20,7 +20,8 @@ R = TypeVar("R")
 
 def workers_for(device: str, pieces: int) -> int:
     """How many pieces of work to do at once: one per core on a CPU, one on a GPU."""
-    return max(1, min(pieces, len(os.sched_getaffinity(0)))) if device == "cpu" else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(pieces, cores)) if device == "cpu" else 1
 
 
 def as_done(work: Callable[[T], R], pieces: Iterable[T], workers: int) -> Iterator[tuple[T, R]]:

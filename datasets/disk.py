@@ -45,7 +45,7 @@ def require_room(place: Path, needed_bytes: int, purpose: str) -> None:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """The file holds all of the record, on disk, or is as it was before."""
-    temporary = path.with_name(f"{path.name}.writing")
+    temporary = path.with_name(f"{path.name}.writing-{os.getpid()}")  # two processes may write the same record
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=1) + "\n")
         file.flush()
@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"expected a readable record in {path}, found: {error}; delete the file") from error
     if not isinstance(record, dict):
         raise UserError(f"expected a record in {path}, found {type(record).__name__}; delete the file")

@@ -42,10 +42,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one dataset is made: how many episodes, from which root seed, how many of them side by side."""
+    """How one dataset is made: how many episodes, from which root seed, against whom, how many of them side by side."""
 
     episodes: int
     seed: int
+    opponent: str | None = None
     batch_episodes: int = 1000
 
 
@@ -55,14 +56,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "native/mpe/simple_spread/medium-v1": Recipe(episodes=10_000, seed=2),
         "native/mpe/simple_spread/medium-replay-v1": Recipe(episodes=3_900, seed=3),
         "native/mpe/simple_spread/random-v1": Recipe(episodes=10_000, seed=4),
-        "native/mpe/simple_tag/expert-v1": Recipe(episodes=10_000, seed=5),
-        "native/mpe/simple_tag/medium-v1": Recipe(episodes=10_000, seed=6),
-        "native/mpe/simple_tag/medium-replay-v1": Recipe(episodes=2_500, seed=7),
-        "native/mpe/simple_tag/random-v1": Recipe(episodes=10_000, seed=8),
-        "native/mpe/simple_world/expert-v1": Recipe(episodes=10_000, seed=9),
-        "native/mpe/simple_world/medium-v1": Recipe(episodes=10_000, seed=10),
-        "native/mpe/simple_world/medium-replay-v1": Recipe(episodes=3_200, seed=11),
-        "native/mpe/simple_world/random-v1": Recipe(episodes=10_000, seed=12),
+        "native/mpe/simple_tag/expert-v1": Recipe(episodes=10_000, seed=5, opponent="native-v1"),
+        "native/mpe/simple_tag/medium-v1": Recipe(episodes=10_000, seed=6, opponent="native-v1"),
+        "native/mpe/simple_tag/medium-replay-v1": Recipe(episodes=2_500, seed=7, opponent="native-v1"),
+        "native/mpe/simple_tag/random-v1": Recipe(episodes=10_000, seed=8, opponent="native-v1"),
+        "native/mpe/simple_world/expert-v1": Recipe(episodes=10_000, seed=9, opponent="native-v1"),
+        "native/mpe/simple_world/medium-v1": Recipe(episodes=10_000, seed=10, opponent="native-v1"),
+        "native/mpe/simple_world/medium-replay-v1": Recipe(episodes=3_200, seed=11, opponent="native-v1"),
+        "native/mpe/simple_world/random-v1": Recipe(episodes=10_000, seed=12, opponent="native-v1"),
     }
 )
 
@@ -124,14 +125,21 @@ def build(
     return open_store(folder)
 
 
-def part_of_recipe(store: EpisodeStore) -> str:
-    """ "60 of 10,000 episodes" for a native dataset of another size than its recipe's, else empty."""
+def unlike_recipe(store: EpisodeStore) -> str:
+    """How a native dataset differs from what its recipe makes, such as "60 of 10,000 episodes"; else empty."""
     recipe = RECIPES.get(store.dataset_id)
-    if recipe is None or store.num_episodes == recipe.episodes:
+    if recipe is None:
         return ""
-    if store.num_episodes > recipe.episodes:
-        return f"{store.num_episodes:,} episodes, the recipe has {recipe.episodes:,}"
-    return f"{store.num_episodes:,} of {recipe.episodes:,} episodes"
+    parts, seeds, episodes = [], len(store.provenance.get("strata", [None])), store.num_episodes
+    if seeds > 1:
+        parts.append(f"{episodes:,} episodes of {seeds} seeds, the recipe has {recipe.episodes:,} of one")
+    elif episodes > recipe.episodes:
+        parts.append(f"{episodes:,} episodes, the recipe has {recipe.episodes:,}")
+    elif episodes < recipe.episodes:
+        parts.append(f"{episodes:,} of {recipe.episodes:,} episodes")
+    if store.spec.opponent != recipe.opponent:
+        parts.append(f"against {store.spec.opponent}, the recipe's is against {recipe.opponent}")
+    return "; ".join(parts)
 
 
 def behaviour_file(task_id: str) -> Path:

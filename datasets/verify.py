@@ -10,6 +10,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from marl_flow.datasets import catalog
 from marl_flow.datasets.disk import disk_errors, read_json, write_json
-from marl_flow.datasets.replay import replay
+from marl_flow.datasets.replay import Disagreement, replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import PASSPORT
 from marl_flow.interfaces import Plantable, TaskSpec, UserError
@@ -28,6 +29,10 @@ FROM_CATALOG = ("published_mean", "published_source", "licence", "source", "cita
 """Entries of a card that are known of a dataset rather than computed from it: a newer package may say more."""
 NOT_REPLAYED = "not replayed: no environment of this task was at hand"
 WIDTH = 120
+
+
+class DoesNotFit(UserError):
+    """A dataset that is whole, and comes out otherwise when it is played again."""
 
 
 def verify(
@@ -53,13 +58,16 @@ def verify(
         with disk_errors(folder):
             write_json(folder / PASSPORT, passport)
     if not outcome.get("fits", True):
-        raise UserError(f"{store.dataset_id} {outcome['message']}")
+        raise DoesNotFit(f"{store.dataset_id} {outcome['message']}")
     return passport
 
 
-def show(folder: Path) -> str:
-    """The card of the store in a folder with what its passport says of the last replay, as text for a terminal."""
-    found, known = card(open_store(folder)), _read_passport(folder)
+def show(folder: Path, dataset_id: str | None = None) -> str:
+    """The card of the store in a folder with what its passport says of the last replay, as text for a terminal.
+
+    `dataset_id` is the one that must be found there (None: any).
+    """
+    found, known = card(open_store(folder, dataset_id=dataset_id)), _read_passport(folder)
     if known is not None:
         _refuse_another_card(folder, found, known)
     return render_card(found | {"replay": {"message": NOT_REPLAYED} if known is None else known["replay"]})
@@ -70,12 +78,21 @@ def _read_passport(folder: Path) -> dict[str, Any] | None:
     known = read_json(folder / PASSPORT)
     if known is None:
         return None
-    if known.get("format_version") != PASSPORT_VERSION or not isinstance(known.get("replay"), dict):
+    if known.get("format_version") != PASSPORT_VERSION or not _is_outcome(known.get("replay")):
         raise UserError(
-            f"{folder / PASSPORT}: expected format_version {PASSPORT_VERSION} and the entry replay, found "
-            f"{known.get('format_version')!r} and {sorted(known)}; delete the file and verify again"
+            f"{folder / PASSPORT}: expected format_version {PASSPORT_VERSION} and the entry replay with a message, "
+            f"found {known.get('format_version')!r} and {sorted(known)}; delete the file and verify again"
         )
     return known
+
+
+def _is_outcome(record: Any) -> bool:
+    """Whether this is what `verify` writes of a replay."""
+    if not isinstance(record, dict) or not isinstance(record.get("message"), str):
+        return False
+    places = record.get("disagreement", {})
+    names = {field.name for field in fields(Disagreement)}
+    return isinstance(places, dict) and all(isinstance(one, dict) and set(one) == names for one in places.values())
 
 
 def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:

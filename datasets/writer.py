@@ -177,8 +177,8 @@ def replace_store(folder: Path, fresh: Path) -> None:
 def refuse_foreign(folder: Path) -> None:
     """Raises a UserError when a store's folder holds anything a store does not."""
     found = {path.name for path in folder.iterdir()}
-    own = {MANIFEST, PASSPORT, f"{PASSPORT}.writing", *(f"{name}.npy" for name in ARRAYS)}
-    foreign = sorted(found - own)
+    own = {MANIFEST, PASSPORT, *(f"{name}.npy" for name in ARRAYS)}
+    foreign = sorted(name for name in found - own if not name.startswith(f"{PASSPORT}.writing-"))
     if foreign:
         raise UserError(
             f"expected a dataset's files only in {folder}, found {foreign[0]} too; remove the folder yourself"

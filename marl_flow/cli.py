@@ -85,7 +85,7 @@ def data_prey(
     from marl_flow.benchmarks import opponents
 
     prey = opponents.add(task, file)
-    print(f"{prey.name}\nnext: marl-flow data build {task}/random --prey {prey.name} --force")
+    print(f"{prey.name}; data of {task} are collected or imported against it with --prey {prey.name}")
     return 0
 
 
@@ -170,9 +170,9 @@ def data_show(dataset: Positional[DatasetName], /) -> int:
         dataset: Dataset id, e.g. mpe/simple_spread/expert.
     """
     from marl_flow import datasets
-    from marl_flow.datasets import verify
+    from marl_flow.datasets import catalog, verify
 
-    print(verify.show(datasets.require(dataset)))
+    print(verify.show(datasets.require(dataset), str(catalog.find(dataset).dataset_id)))
     return 0
 
 
@@ -203,7 +203,7 @@ def data_verify(
     faults = []
     for name in wanted:
         try:
-            passport = verify_dataset(datasets.require(name), steps)
+            passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
         except UserError as error:
             faults.append(str(error))
         else:

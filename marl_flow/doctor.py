@@ -141,7 +141,7 @@ def _data() -> Iterator[Finding]:
             yield Finding(level="problem", subject=name, found=found, todo=todo)
         else:
             yield Finding(
-                level="ok", subject=name, found=native.part_of_recipe(store) or f"{store.num_episodes:,} episodes"
+                level="ok", subject=name, found=native.unlike_recipe(store) or f"{store.num_episodes:,} episodes"
             )
 
 

@@ -3,8 +3,8 @@
     omar      `.npy` per agent and seed (MPE)                      in
     madiff    `.npy` with path lengths (MA-MuJoCo, SMAC)           in, out
     vault     OG-MARL's flashbax vaults                            in       needs tensorstore
-    d4rl      flat HDF5, one agent or (ours) several               in, out  needs h5py
-    minari    one HDF5 group per episode, one agent or several     in, out  needs h5py, out: minari
+    d4rl      flat HDF5, one agent or (ours) several               in, out
+    minari    one HDF5 group per episode, one agent or several     in, out  out needs minari
 
 What comes in is checked value by value and written as an `EpisodeStore`, whole or not at all; memory holds one piece
 of it. Bad input is a UserError that names the file, what was expected and what was found.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
 
 if TYPE_CHECKING:
+    from marl_flow.datasets.exchange.record import Record
     from marl_flow.datasets.store import EpisodeStore
     from marl_flow.interfaces import TaskSpec
 
@@ -38,10 +40,12 @@ def import_dataset(
     dataset_id: str,
     spec: TaskSpec | None,
     provenance: Mapping[str, Any],
+    implied_task_id: str | None = None,
 ) -> EpisodeStore:
     """Reads the published files in `source` and writes them as a store to `folder`, all or nothing.
 
-    `spec` says which task they are of; None is for d4rl and minari, whose files say or imply it. To `provenance` are
+    `spec` says which task they are of; None is for d4rl and minari, whose files say or imply it: what is implied has
+    the name `implied_task_id` (None: the layout's and the file's). To `provenance` are
     added `layout`, `files` (size and sha256 of each file read) and what else the layout tells, such as `strata`.
     """
     _known(layout, LAYOUTS)
@@ -58,6 +62,8 @@ def import_dataset(
         raise AlreadyThere(f"expected a free place for {dataset_id}, found {folder} already there; use it or remove it")
     try:
         with _module(layout).open_source(source, spec) as found:
+            if spec is None and implied_task_id is not None and "exported_from" not in found.provenance:
+                found = replace(found, spec=replace(found.spec, task_id=implied_task_id))
             record = {"layout": layout, "files": _file_records(found.files, source), **found.provenance}
             taken = sorted(record.keys() & provenance.keys())
             if taken:
@@ -66,12 +72,17 @@ def import_dataset(
     except AlreadyThere:
         raise
     except UserError as error:
-        task = "pass the `spec` they have" if spec is None else "choose the task they are of"
         raise UserError(
-            f"cannot import {source} as {layout} data: {error}; compare the files with the published ones, {task}, or "
-            f"choose their layout ({', '.join(LAYOUTS)})"
+            f"cannot import {source} as {layout} data: {error}; compare the files with the published ones, choose the "
+            f"task they are of, or choose their layout ({', '.join(LAYOUTS)})"
         ) from error
     return open_store(folder, verify=False, dataset_id=dataset_id)
+
+
+def record_in(layout: str, source: Path) -> Record | None:
+    """What files that we exported say of themselves, the task and the dataset they come from; None for others'."""
+    _known(layout, LAYOUTS)
+    return _module(layout).record_in(Path(source)) if layout in EXPORTS else None
 
 
 def export_dataset(layout: str, store: EpisodeStore, target: Path) -> None:

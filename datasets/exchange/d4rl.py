@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ from marl_flow.datasets.exchange.episodes import (
     flagged,
     report_tail,
 )
-from marl_flow.datasets.exchange.record import check_task, parse_record, record_of
+from marl_flow.datasets.exchange.record import Record, check_task, parse_record, record_of
 from marl_flow.datasets.exchange.steps import final_frames, step_frames, store_pieces
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import ActionSpec, TaskSpec, UserError
 
 ATTRIBUTE = "marl_flow"
+NAME_TASK = "say of which known task they are (marl_flow.datasets.tasks) by importing them as user/SUITE/TASK/NAME-v1"
 TEAM_TOLERANCE = 1e-5  # by which a stored team reward may differ from the agents', relative to 1 or its size
 _FRAMES = {"observations": "observations", "state": "infos/state", "action_mask": "infos/action_mask"}
 _NEXT = {"observations": "next_observations", "state": "infos/next_state", "action_mask": "infos/next_action_mask"}
@@ -51,8 +53,7 @@ _OTHERS = ("actions", "rewards", "terminals", "timeouts", "infos/agent_rewards")
 def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
     """The episodes of one file; the task is the one asked for, our record's, or implied by a single agent's arrays."""
     with hdf5.open_file(source) as file:
-        text = hdf5.text_attribute(file, ATTRIBUTE)
-        record = None if text is None else parse_record(text, ATTRIBUTE)
+        record = _record(file)
         if spec and record:
             check_task(spec, record.spec, ATTRIBUTE)
         candidates = {name: hdf5.column(file, name) for name in (*_FRAMES.values(), *_NEXT.values(), *_OTHERS)}
@@ -82,6 +83,17 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
         )
 
 
+def record_in(source: Path) -> Record | None:
+    """What a file that we exported says of itself; None for another's."""
+    with hdf5.open_file(source) as file:
+        return _record(file)
+
+
+def _record(file: Any) -> Record | None:
+    text = hdf5.text_attribute(file, ATTRIBUTE)
+    return None if text is None else parse_record(text, ATTRIBUTE)
+
+
 def _cut(columns: Mapping[str, Column], spec: TaskSpec | None) -> tuple[np.ndarray, np.ndarray, int]:
     """Lengths [K] and terminations [K] of the episodes, and the rows left over."""
     rows = columns["rewards"].rows
@@ -91,7 +103,7 @@ def _cut(columns: Mapping[str, Column], spec: TaskSpec | None) -> tuple[np.ndarr
         ends = np.union1d(terminals, timeouts)
         lengths, left = np.diff(ends, prepend=-1), rows - (int(ends[-1]) + 1 if len(ends) else 0)
     elif spec is None:
-        raise UserError("expected timeouts, found none, so the step limit is unknown; pass the task as `spec`")
+        raise UserError("expected timeouts, found none, so the step limit is unknown; " + NAME_TASK)
     else:
         lengths, left = cut(terminals, rows, spec.max_steps)
     return lengths, np.isin(np.cumsum(lengths) - 1, terminals), left
@@ -107,7 +119,7 @@ def single_agent(task_id: str, observations: Column, actions: Column, lengths: n
     if len(observations.shape) != 2 or len(actions.shape) != 2 or actions.dtype.kind != "f" or not len(lengths):
         raise UserError(
             f"expected one agent's observations [M, O] and continuous actions [M, A], found {list(observations.shape)} "
-            f"and {actions.dtype} {list(actions.shape)}; pass the task as `spec`"
+            f"and {actions.dtype} {list(actions.shape)}; {NAME_TASK}"
         )
     size = actions.shape[1]
     return TaskSpec(

@@ -40,7 +40,7 @@ def library() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError('reading and writing HDF5 needs h5py; pip install "marl_flow[d4rl]"') from error
+        raise UserError("reading and writing HDF5 needs h5py; pip install h5py") from error
     return h5py
 
 

@@ -75,17 +75,23 @@ def open_source(source: Path, spec: TaskSpec) -> Iterator[Source]:
     )
 
 
+def record_in(source: Path) -> Record | None:
+    """What a folder that we exported says of itself; None for another's."""
+    if not (source / TASK).exists():
+        return None
+    try:
+        return parse_record((source / TASK).read_text(encoding="utf-8"), TASK)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{TASK}: expected readable text, found: {error!r}") from error
+
+
 def _listing(source: Path, spec: TaskSpec) -> tuple[Record | None, list[str]]:
     """Our own record, where we wrote the files, and the names of the arrays to read."""
     if not source.is_dir():
         raise UserError("expected a folder with obs.npy and its like, found none")
     optional = ["discounts", *(["states"] if spec.state_size else []), *(["legals"] if spec.action.is_discrete else [])]
-    record = None
-    if (source / TASK).exists():
-        try:
-            record = parse_record((source / TASK).read_text(encoding="utf-8"), TASK)
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"{TASK}: expected readable text, found: {error!r}") from error
+    record = record_in(source)
+    if record:
         check_task(spec, record.spec, TASK)
     present = [name for name in optional if (source / f"{name}.npy").exists()]
     ours = ["terminated"] if record else []

@@ -25,9 +25,9 @@ import numpy as np
 
 from marl_flow.datasets.exchange import hdf5
 from marl_flow.datasets.exchange.columns import Column
-from marl_flow.datasets.exchange.d4rl import agent_axis, single_agent
+from marl_flow.datasets.exchange.d4rl import NAME_TASK, agent_axis, single_agent
 from marl_flow.datasets.exchange.episodes import Part, Rows, Run, Source, check_lengths
-from marl_flow.datasets.exchange.record import check_task, parse_record, record_of
+from marl_flow.datasets.exchange.record import Record, check_task, parse_record, record_of
 from marl_flow.datasets.exchange.steps import store_pieces
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import TaskSpec, UserError
@@ -42,7 +42,7 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
     """The episodes of a dataset's folder; the task is the one asked for, our record's, or implied by one agent's."""
     metadata_file, data_file = source / "data" / "metadata.json", source / "data" / "main_data.hdf5"
     metadata = _metadata(metadata_file)
-    record = parse_record(json.dumps(metadata[_ENTRY]), f"metadata.json, {_ENTRY}") if _ENTRY in metadata else None
+    record = record_in(source)
     if spec and record:
         check_task(spec, record.spec, "metadata.json")
     with hdf5.open_file(data_file) as file:
@@ -62,6 +62,12 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
             files=[metadata_file, data_file],
             provenance={"exported_from": record.origin} if record else {},
         )
+
+
+def record_in(source: Path) -> Record | None:
+    """What a folder that we exported says of itself; None for another's."""
+    metadata = _metadata(source / "data" / "metadata.json")
+    return parse_record(json.dumps(metadata[_ENTRY]), f"metadata.json, {_ENTRY}") if _ENTRY in metadata else None
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -137,7 +143,7 @@ def _implied(
         except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"metadata.json: expected a readable action_space, found: {error!r}") from error
         if not fits:
-            raise UserError(f"expected actions in a box from -1 to 1, found {space[:200]}; pass the task as `spec`")
+            raise UserError(f"expected actions in a box from -1 to 1, found {space[:200]}; {NAME_TASK}")
     observations, actions = _need(file, f"{episodes[0]}/observations"), _need(file, f"{episodes[0]}/actions")
     return single_agent(f"minari/{source.name}", observations, actions, lengths)
 
@@ -205,7 +211,7 @@ def write(store: EpisodeStore, place: Path, target: Path) -> None:
         choice = spaces.Box(low, high, dtype=np.float32)
     place.mkdir()
     storage = MinariStorage.new(
-        place / "data",
+        (place / "data").resolve(),  # the library would join a relative path to itself
         observation_space=spaces.Box(-np.inf, np.inf, (*axis, spec.observation_size), dtype=np.float32),
         action_space=choice,
         data_format="hdf5",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from marl_flow.benchmarks import campaign, data, run, suite
+from marl_flow.datasets import native
 from marl_flow.interfaces import UserError
 from marl_flow.run_log import read_results
 
@@ -50,8 +51,8 @@ def test_the_mpe_table_is_complete() -> None:
 def test_a_campaign_runs_through_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches parts that do not fit together, an overview without a dataset, and work done twice."""
     monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
-    for name in small().datasets:
-        data.build_dataset(name, episodes=30)
+    recipes = {n: dataclasses.replace(recipe, episodes=30) for n, recipe in native.RECIPES.items()}
+    monkeypatch.setattr(native, "RECIPES", recipes)
     said: list[str] = []
     report, rows = campaign.run(small(), tmp_path / "out", device="cpu", say=said.append)
     assert len(rows) == 2 * (2 + 2 + 1)
@@ -77,3 +78,22 @@ def test_unknown_campaigns_are_named() -> None:
     """Catches a traceback for a typo."""
     with pytest.raises(UserError, match=r"unknown campaign 'mp'; nearest: mpe"):
         campaign.find("mp")
+
+
+def test_a_campaign_refuses_what_it_does_not_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a table made of some other build that lies under a dataset's name, and a device noticed too late."""
+    monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
+    with pytest.raises(UserError, match="device: "):
+        campaign.run(small(), tmp_path / "out", device="abacus", say=print)
+    assert not (tmp_path / "data").exists()
+    data.build_dataset("mpe/simple_spread/random", episodes=30)
+    with pytest.raises(UserError, match=r"found 30 of 10,000 episodes; rebuild it"):
+        campaign.run(small(), tmp_path / "out", device="cpu", say=print)
+    monkeypatch.setattr(native, "RECIPES", {n: dataclasses.replace(r, episodes=20) for n, r in native.RECIPES.items()})
+    data.build_dataset("mpe/simple_tag/random", prey="scripted")
+    tag = small(("mpe/simple_tag/random",))
+    with pytest.raises(UserError, match=r"found against scripted, the recipe's is against native-v1; rebuild it"):
+        campaign.run(tag, tmp_path / "out", device="cpu", say=print)
+    data.build_dataset("mpe/simple_tag/random", episodes=10, seeds=2, force=True)
+    with pytest.raises(UserError, match=r"found 20 episodes of 2 seeds, the recipe has 20 of one; rebuild it"):
+        campaign.run(tag, tmp_path / "out", device="cpu", say=print)

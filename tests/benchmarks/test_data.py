@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from marl_flow import datasets, envs, seeding
 from marl_flow.benchmarks import data, opponents
-from marl_flow.datasets import catalog, exchange, sources
+from marl_flow.datasets import catalog, exchange, sources, verify
 from marl_flow.datasets.collect import rollout
 from marl_flow.datasets.fetch import unpacked_place
 from marl_flow.datasets.native import UniformPolicy
@@ -67,7 +69,7 @@ def test_published_tag_data_are_checked_against_their_own_prey(tmp_path: Path) -
     store = data.import_dataset("omar", tmp_path / "files" / "random", PUBLISHED, prey=name)
     assert store.spec == dataclasses.replace(envs.spec(TAG), opponent=name)
     np.testing.assert_array_equal(store.observations, written.observations)
-    passport = data.verify_dataset(catalog.folder_of(PUBLISHED))
+    passport = data.verify_dataset(catalog.folder_of(PUBLISHED), PUBLISHED)
     assert passport["replay"]["fits"] and passport["replay"]["opponent"] == passport["opponent"] == name
     assert data.open_dataset(PUBLISHED).digest == store.digest
     assert data.training_data(store).spec.opponent == name
@@ -95,10 +97,9 @@ def test_files_put_there_by_hand_are_fetched_with_the_prey_beside_them(tmp_path:
     published_files(place / "simple_tag", prey)
     (store,) = data.fetch_datasets([PUBLISHED])
     assert store.spec.opponent == prey.name and store.provenance["licence"] == source.licence
-    assert data.verify_dataset(catalog.folder_of(PUBLISHED))["replay"]["fits"]
+    assert data.verify_dataset(catalog.folder_of(PUBLISHED), PUBLISHED)["replay"]["fits"]
     assert (place / "simple_tag" / "random").is_dir()
-    with pytest.raises(UserError, match="already there"):
-        data.fetch_datasets([PUBLISHED])
+    assert data.fetch_datasets([PUBLISHED, PUBLISHED]) == []
 
 
 def test_a_download_of_gigabytes_is_not_begun_without_a_prey() -> None:
@@ -113,7 +114,7 @@ def test_an_import_under_another_tasks_name_leaves_nothing(tmp_path: Path) -> No
     """Catches tag data that call themselves world, and half an import left under the name."""
     own = data.build_dataset(f"{TAG}/random", episodes=4)
     exchange.export_dataset("d4rl", own, tmp_path / "tag.hdf5")
-    with pytest.raises(UserError, match="holds data of mpe/simple_tag, asked for user/mpe/simple_world/x-v1"):
+    with pytest.raises(UserError, match="hold data of mpe/simple_tag, asked for user/mpe/simple_world/x-v1"):
         data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_world/x-v1")
     assert not catalog.folder_of("user/mpe/simple_world/x-v1").exists()
     with pytest.raises(UserError, match="is built, not imported"):
@@ -122,4 +123,41 @@ def test_an_import_under_another_tasks_name_leaves_nothing(tmp_path: Path) -> No
         data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_tag/x-v1", prey="scripted")
     again = data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_tag/x-v1")
     assert again.digest == own.digest and again.spec.opponent == "native-v1"
-    assert data.verify_dataset(catalog.folder_of("user/mpe/simple_tag/x-v1"))["replay"]["fits"]
+    assert data.verify_dataset(catalog.folder_of(again.dataset_id), again.dataset_id)["replay"]["fits"]
+
+
+def test_native_data_never_come_in_as_published_ones(tmp_path: Path) -> None:
+    """Catches an export of native data that is imported as OMAR's and stands in for them."""
+    own = data.build_dataset("mpe/simple_spread/random", episodes=4)
+    for layout, target in (("d4rl", "s.hdf5"), ("madiff", "s"), ("minari", "s-v0")):
+        exchange.export_dataset(layout, own, tmp_path / target)
+        with pytest.raises(UserError, match=r"exported from native/mpe/simple_spread/random-v1, asked for omar/"):
+            data.import_dataset(layout, tmp_path / target, "omar/mpe/simple_spread/random-v1")
+    assert not catalog.folder_of("omar/mpe/simple_spread/random-v1").exists()
+
+
+def test_a_dataset_in_anothers_place_is_refused(tmp_path: Path) -> None:
+    """Catches a verification that looks at whatever lies in the folder."""
+    data.build_dataset("mpe/simple_spread/random", episodes=4)
+    expert = "native/mpe/simple_spread/expert-v1"
+    shutil.copytree(catalog.folder_of("mpe/simple_spread/random"), catalog.folder_of(expert))
+    for look in (data.verify_dataset, verify.show):
+        with pytest.raises(UserError, match=f"expected {expert}, found native/mpe/simple_spread/random-v1"):
+            look(catalog.folder_of(expert), expert)
+
+
+def test_single_robot_files_of_others_take_the_name_they_are_given(tmp_path: Path) -> None:
+    """Catches foreign files that no name of a dataset fits, and an end that files do not give."""
+    source = np.random.default_rng(0)
+    rows = {"observations": (12, 5), "actions": (12, 2), "rewards": (12,)}
+    for with_timeouts in (True, False):
+        with h5py.File(tmp_path / f"hopper_medium-v{int(with_timeouts)}.hdf5", "w") as file:
+            for name, shape in rows.items():
+                file[name] = source.uniform(-1, 1, shape).astype(np.float32)
+            file["terminals"] = np.arange(12) == 5
+            if with_timeouts:
+                file["timeouts"] = np.arange(12) == 11
+    store = data.import_dataset("d4rl", tmp_path / "hopper_medium-v1.hdf5", "user/d4rl/hopper/medium-v2")
+    assert store.spec.task_id == "d4rl/hopper" and store.lengths.tolist() == [6, 6]
+    with pytest.raises(UserError, match=r"expected timeouts, found none, .* importing them as user/SUITE/TASK/NAME-v1"):
+        data.import_dataset("d4rl", tmp_path / "hopper_medium-v0.hdf5", "user/d4rl/hopper/other-v2")

@@ -157,7 +157,7 @@ def test_a_shorter_build_is_the_beginning_of_a_longer_one(
     whole = native.build(dataset_id, tmp_path / "whole", make_env, policy_file=policies)
     for name, array in short.arrays():
         np.testing.assert_array_equal(array, dict(whole.select(slice(3)).arrays())[name], err_msg=name)
-    assert (native.part_of_recipe(short), native.part_of_recipe(whole)) == ("3 of 9 episodes", "")
+    assert (native.unlike_recipe(short), native.unlike_recipe(whole)) == ("3 of 9 episodes", "")
     assert short.provenance["recipe_episodes"] == 9
 
 

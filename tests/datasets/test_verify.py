@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,9 +200,13 @@ def test_last_digits_and_newer_words_are_no_tampering(tmp_path: Path, store: Epi
     [
         ("{", "expected a readable record"),
         ("[]", "expected a record"),
-        ("{}", r"expected format_version 1 and the entry replay, found None and \[\]"),
+        ("[" * 100_000, "expected a readable record"),
+        ("{}", r"expected format_version 1 and the entry replay with a message, found None and \[\]"),
         ('{"format_version": 2, "replay": {}}', "expected format_version 1 .*found 2"),
         ('{"format_version": 1, "replay": 3}', r"found 1 and \['format_version', 'replay'\]"),
+        ('{"format_version": 1, "replay": {"fits": true}}', "the entry replay with a message"),
+        ('{"format_version": 1, "replay": {"message": 5}}', "the entry replay with a message"),
+        ('{"format_version": 1, "replay": {"message": "", "disagreement": {"views": {}}}}', "the entry replay"),
     ],
 )
 def test_broken_passports_are_named(tmp_path: Path, store: EpisodeStore, content: str, named: str) -> None:
@@ -216,7 +221,7 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
     """Catches a passport that makes its folder look foreign, or that outlives the data it belongs to."""
     write_store(tmp_path / "data", store)
     verify(tmp_path / "data", make_env, transitions=50)
-    (tmp_path / "data" / "passport.json.writing").write_text("{")  # left by a killed process
+    (tmp_path / "data" / "passport.json.writing-77").write_text("{")  # left by a killed process
     write_store(tmp_path / "fresh", store.select(slice(5)))
     replace_store(tmp_path / "data", tmp_path / "fresh")
     assert not (tmp_path / "data" / "passport.json").exists()
@@ -228,7 +233,7 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
 def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path, store: EpisodeStore) -> None:
     """Catches a traceback from a shared data root; verifying what did not change needs no disk."""
     write_store(tmp_path / "data", store)
-    (tmp_path / "data" / "passport.json.writing").mkdir()
+    (tmp_path / "data" / f"passport.json.writing-{os.getpid()}").mkdir()
     with pytest.raises(UserError, match=r"expected to write .*data, found: .*MARL_FLOW_DATA"):
         verify(tmp_path / "data", make_env, transitions=50)
     assert not (tmp_path / "data" / "passport.json").exists()

@@ -122,7 +122,7 @@ def test_a_published_file_implies_its_task(layouts, read, tmp_path: Path) -> Non
         del file["actions"]
         file["actions"] = np.zeros((9, 2), dtype=np.int64)
     with pytest.raises(
-        UserError, match=r"continuous actions \[M, A\], found .* int64 \[9, 2\]; pass the task as `spec`"
+        UserError, match=r"continuous actions \[M, A\], found .* int64 \[9, 2\]; say of which known task"
     ):
         read("d4rl", tmp_path / "hopper.hdf5", None)
 
@@ -132,7 +132,7 @@ def test_without_timeouts_the_limit_must_be_known(layouts, read, tmp_path: Path)
     spec = layouts.small_task(agents=1, max_steps=5)
     store = layouts.random_store(spec, [5, 2, 5, 3], terminated=[False, True, True, False])
     layouts.write_d4rl(tmp_path / "a.hdf5", store, timeouts=False)
-    with pytest.raises(UserError, match=r"expected timeouts, found none.*pass the task as `spec`"):
+    with pytest.raises(UserError, match=r"expected timeouts, found none.*say of which known task"):
         read("d4rl", tmp_path / "a.hdf5", None)
     found = read("d4rl", tmp_path / "a.hdf5", spec)
     layouts.assert_same(found, store.select(slice(3)))
