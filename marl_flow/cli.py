@@ -9,208 +9,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
-if TYPE_CHECKING:
-    from marl_flow.datasets.store import EpisodeStore
+from marl_flow.cli_data import DatasetName, data
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = tyro.extras.SubcommandApp()
-data = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="Offline datasets: list, build, fetch, import, export, show and verify them.")
 
-DatasetName = Annotated[str, arg(metavar="DATASET")]
 Device = Annotated[str, arg(metavar="DEVICE")]
-
-
-@data.command(name="list")
-def data_list(
-    *,
-    origin: Annotated[str | None, arg(metavar="ORIGIN")] = None,
-    suite: Annotated[str | None, arg(metavar="SUITE")] = None,
-) -> int:
-    """Every dataset: where it comes from, whether it is here, its size, its mean return beside the published one.
-
-    Args:
-        origin: Only native, omar, ogmarl or user ones.
-        suite: Only those of mpe, mamujoco or smac.
-    """
-    from marl_flow.benchmarks import catalogue
-
-    print(catalogue.table(origin=origin, suite=suite))
-    return 0
-
-
-@data.command(name="build")
-def data_build(
-    dataset: Positional[DatasetName],
-    /,
-    *,
-    episodes: Annotated[int | None, arg(metavar="INT")] = None,
-    seeds: Annotated[int, arg(metavar="INT")] = 1,
-    prey: Annotated[str | None, arg(metavar="NAME")] = None,
-    force: bool = False,
-) -> int:
-    """Builds a native dataset: the same bytes on the same machine and library versions.
-
-    Args:
-        dataset: Dataset id, e.g. mpe/simple_spread/expert.
-        episodes: How many episodes per seed instead of the recipe's number; the published data have 40,000.
-        seeds: How many seeds to collect with, one after the other; the published data have 5.
-        prey: Collect tag or world against this prey instead of the suite's own; see data prey.
-        force: Replace a dataset that is already there, once the new one is whole.
-    """
-    from marl_flow.benchmarks.data import build_dataset
-
-    store = build_dataset(dataset, episodes=episodes, seeds=seeds, force=force, prey=prey)
-    _introduce(store)
-    return 0
-
-
-@data.command(name="prey")
-def data_prey(
-    task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[Path, arg(metavar="FILE")]], /
-) -> int:
-    """Keeps a published prey for a task, and says the name that data, runs and evaluations know it by.
-
-    Args:
-        task: mpe/simple_tag or mpe/simple_world.
-        file: The pretrained_adv_model.pt that OMAR published with its data; read without running code.
-    """
-    from marl_flow.benchmarks import opponents
-
-    prey = opponents.add(task, file)
-    print(f"{prey.name}; data of {task} are collected or imported against it with --prey {prey.name}")
-    return 0
-
-
-@data.command(name="fetch")
-def data_fetch(
-    names: Positional[Annotated[tuple[str, ...], arg(metavar="DATASET [DATASET ...]")]],
-    /,
-    *,
-    source: Annotated[str | None, arg(metavar="SOURCE")] = None,
-    prey: Annotated[str | None, arg(metavar="NAME")] = None,
-    keep_archive: bool = False,
-) -> int:
-    """Downloads published datasets, verifies and imports them; started again, it continues where it stopped.
-
-    Args:
-        names: Dataset ids, e.g. omar/mpe/simple_spread/expert-v1; those of one archive are best named together.
-        source: Which published file, where there are several; without it what is here, else what can be downloaded.
-        prey: What tag and world data were collected against, where the archive does not carry it; see data prey.
-        keep_archive: Keep the downloaded archive; it holds every quality of a task.
-    """
-    from marl_flow.benchmarks.data import fetch_datasets
-    from marl_flow.interfaces import UserError
-
-    if not names:
-        raise UserError("name at least one dataset, e.g. omar/mpe/simple_spread/expert-v1; see: marl-flow data list")
-    for store in fetch_datasets(names, source=source, prey=prey, keep_archive=keep_archive):
-        _introduce(store)
-    return 0
-
-
-@data.command(name="import")
-def data_import(
-    layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    source: Positional[Annotated[Path, arg(metavar="PATH")]],
-    dataset: Positional[DatasetName],
-    /,
-    *,
-    prey: Annotated[str | None, arg(metavar="NAME")] = None,
-) -> int:
-    """Reads data in a published layout and keeps them as a dataset, whole or not at all.
-
-    Args:
-        layout: omar, madiff, vault, d4rl or minari.
-        source: The folder of one dataset (omar, madiff, vault, minari) or the file (d4rl).
-        dataset: The id to keep it under: a published one such as omar/mpe/simple_tag/expert-v1, or a name of your own,
-            user/SUITE/TASK/NAME-v1.
-        prey: What data of tag and world were collected against, where the files do not say so; see data prey.
-    """
-    from marl_flow.benchmarks.data import import_dataset
-
-    _introduce(import_dataset(layout, source, dataset, prey=prey))
-    return 0
-
-
-@data.command(name="export")
-def data_export(
-    dataset: Positional[DatasetName],
-    layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    target: Positional[Annotated[Path, arg(metavar="PATH")]],
-    /,
-) -> int:
-    """Writes a dataset in a published layout; importing it again gives the same data.
-
-    Args:
-        dataset: Dataset id, e.g. mpe/simple_spread/expert.
-        layout: madiff, d4rl or minari.
-        target: The folder (madiff, minari) or file (d4rl) to write; must not be there yet.
-    """
-    from marl_flow import datasets
-    from marl_flow.datasets import exchange
-
-    exchange.export_dataset(layout, datasets.load(dataset), target)
-    print(target)
-    return 0
-
-
-@data.command(name="show")
-def data_show(dataset: Positional[DatasetName], /) -> int:
-    """Prints a dataset's card: episodes, steps, returns, ranges, provenance, licence, how to cite, and its last replay.
-
-    Args:
-        dataset: Dataset id, e.g. mpe/simple_spread/expert.
-    """
-    from marl_flow import datasets
-    from marl_flow.datasets import catalog, verify
-
-    print(verify.show(datasets.require(dataset), str(catalog.find(dataset).dataset_id)))
-    return 0
-
-
-@data.command(name="verify")
-def data_verify(
-    names: Positional[Annotated[tuple[str, ...], arg(metavar="[DATASET ...]")]] = (),
-    /,
-    *,
-    steps: Annotated[int | None, arg(metavar="INT")] = None,
-) -> int:
-    """Reads every byte of datasets, plays their steps again in their environments, and renews their passports.
-
-    Args:
-        names: Dataset ids; without any, all that are here.
-        steps: Play only this many steps again, spread evenly, instead of all.
-    """
-    from marl_flow import datasets
-    from marl_flow.benchmarks.data import verify_dataset
-    from marl_flow.datasets import catalog
-    from marl_flow.interfaces import UserError
-
-    known = (*catalog.CATALOG, *catalog.user_datasets())
-    wanted = names or tuple(name for name in known if catalog.folder_of(name).exists())
-    if not wanted:
-        raise UserError(
-            f"no dataset in {catalog.data_root()}; build one: marl-flow data build mpe/simple_spread/expert"
-        )
-    faults = []
-    for name in wanted:
-        try:
-            passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
-        except UserError as error:
-            faults.append(str(error))
-        else:
-            print(f"{passport['dataset_id']}: whole, digest {passport['digest'][:16]}; {passport['replay']['message']}")
-    if faults:
-        raise UserError("\n".join(faults))
-    return 0
 
 
 @app.command(name="train")
@@ -431,11 +243,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         traceback.print_exc()
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
-
-
-def _introduce(store: EpisodeStore) -> None:
-    mean = f"with mean team return {store.team_returns().mean():.1f}"
-    print(f"{store!r}\n{mean}; see: marl-flow data show {store.dataset_id}")
 
 
 def _fail(message: str, code: int) -> int:
