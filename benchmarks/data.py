@@ -149,8 +149,11 @@ def import_dataset(
     if record is not None:
         spec: TaskSpec | None = record.spec
         _check_record(name, record.spec.task_id, record.origin, prey)
+        if task_id in envs.TASKS:  # a prey that is not here is asked for before anything is written
+            opponents.opponent(task_id, record.spec.opponent)
     elif layout in exchange.CARRY_SPEC and task_id not in tasks.TASKS:
         spec = None  # implied by the files
+        _prey_of_import(name, prey)
     else:
         spec = dataclasses.replace(tasks.known_spec(task_id), opponent=_prey_of_import(name, prey))
     store = exchange.import_dataset(

@@ -121,6 +121,11 @@ def test_an_import_under_another_tasks_name_leaves_nothing(tmp_path: Path) -> No
         data.import_dataset("d4rl", tmp_path / "tag.hdf5", f"{TAG}/random")
     with pytest.raises(UserError, match="leave --prey out"):
         data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_tag/x-v1", prey="scripted")
+    against = dataclasses.replace(own, spec=dataclasses.replace(own.spec, opponent="omar-12345678"))
+    exchange.export_dataset("d4rl", against, tmp_path / "omar.hdf5")
+    with pytest.raises(UserError, match="expected the prey omar-12345678"):
+        data.import_dataset("d4rl", tmp_path / "omar.hdf5", "user/mpe/simple_tag/x-v1")
+    assert not catalog.folder_of("user/mpe/simple_tag/x-v1").exists()
     again = data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_tag/x-v1")
     assert again.digest == own.digest and again.spec.opponent == "native-v1"
     assert data.verify_dataset(catalog.folder_of(again.dataset_id), again.dataset_id)["replay"]["fits"]
@@ -159,5 +164,7 @@ def test_single_robot_files_of_others_take_the_name_they_are_given(tmp_path: Pat
                 file["timeouts"] = np.arange(12) == 11
     store = data.import_dataset("d4rl", tmp_path / "hopper_medium-v1.hdf5", "user/d4rl/hopper/medium-v2")
     assert store.spec.task_id == "d4rl/hopper" and store.lengths.tolist() == [6, 6]
+    with pytest.raises(UserError, match="d4rl/hopper has no prey; leave --prey out"):
+        data.import_dataset("d4rl", tmp_path / "hopper_medium-v1.hdf5", "user/d4rl/hopper/more-v2", prey="scripted")
     with pytest.raises(UserError, match=r"expected timeouts, found none, .* importing them as user/SUITE/TASK/NAME-v1"):
         data.import_dataset("d4rl", tmp_path / "hopper_medium-v0.hdf5", "user/d4rl/hopper/other-v2")
