@@ -14,8 +14,7 @@ import torch
 
 from marl_flow import envs, seeding
 from marl_flow.benchmarks import opponents
-from marl_flow.envs.mpe_tasks import ParticleEnv
-from marl_flow.interfaces import Policy
+from marl_flow.interfaces import Policy, VectorEnv
 
 LARGE_BATCH = 4096
 TARGETS = {"mpe/simple_spread": 600_000, "mpe/simple_tag": 120_000, "mpe/simple_world": 80_000}
@@ -46,7 +45,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def steps_per_second(env: ParticleEnv, num_episodes: int) -> tuple[float, float]:
+def steps_per_second(env: VectorEnv, num_episodes: int) -> tuple[float, float]:
     """Environment steps per CPU-second and per second of wall time: the medians of REPEATS runs."""
     steps, size = env.spec.max_steps, env.num_envs
     source = seeding.generator(0, "bench_mpe", "actions")

@@ -244,12 +244,14 @@ def refuse_misfit(store: EpisodeStore) -> None:
 
 
 def _can_replay(spec: TaskSpec) -> bool:
-    return spec.task_id in envs.TASKS and isinstance(replayed_in(spec, 1), Plantable)
+    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Plantable)
 
 
 def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable:
     """The environment a store of this task is played again in, double precision."""
-    return environment(spec, num_envs, "cpu", torch.float64)
+    env = environment(spec, num_envs, "cpu", torch.float64)
+    assert isinstance(env, Plantable), f"{spec.task_id} cannot begin in the middle of an episode"
+    return env
 
 
 def _against(task_id: str, prey: str | None) -> TaskSpec:

@@ -16,8 +16,7 @@ from marl_flow import envs
 from marl_flow.datasets import catalog
 from marl_flow.envs.mpe_opponents import NATIVE, FleeingPrey, NetworkPrey
 from marl_flow.envs.mpe_scenarios import scenario
-from marl_flow.envs.mpe_tasks import ParticleEnv
-from marl_flow.interfaces import Policy, TaskSpec, UserError
+from marl_flow.interfaces import Policy, TaskSpec, UserError, VectorEnv
 
 PUBLISHED_FILE = "pretrained_adv_model.pt"
 """How OMAR named the file that holds its prey."""
@@ -25,7 +24,7 @@ PUBLISHED_FILE = "pretrained_adv_model.pt"
 
 def environment(
     spec: TaskSpec, num_envs: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> ParticleEnv:
+) -> VectorEnv:
     """The task's environment with the opponent that `spec` names; a UserError where that opponent is not at hand."""
     return envs.make(spec.task_id, num_envs, device, dtype, opponent(spec.task_id, spec.opponent, device))
 
@@ -63,7 +62,7 @@ def file_of(task_id: str, name: str) -> Path:
 
 def add(task_id: str, source: Path) -> NetworkPrey:
     """Keeps a published prey, `pretrained_adv_model.pt`, for a task; returns it. Only its own weights are kept."""
-    if task_id not in envs.TASKS or not scenario(task_id).has_prey:
+    if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
         raise UserError(f"{task_id} has no prey; expected mpe/simple_tag or mpe/simple_world")
     prey = NetworkPrey.from_omar(source)
     env = envs.make(task_id, 1, opponent=prey)

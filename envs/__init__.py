@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
@@ -10,10 +14,28 @@ from marl_flow.interfaces import UserError
 if TYPE_CHECKING:
     import torch
 
-    from marl_flow.envs.mpe_tasks import ParticleEnv
-    from marl_flow.interfaces import Policy, TaskSpec
+    from marl_flow.interfaces import Policy, TaskSpec, VectorEnv
 
-TASKS = ("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world")
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Where the tasks of one suite live.
+
+    module: has `make(task_id, num_envs, device, dtype, opponent)` and `spec(task_id)`, and is imported when one of its
+    tasks is asked for. tasks: its names. family: how further names look, which the module itself checks; None: no more.
+    """
+
+    module: str
+    tasks: tuple[str, ...]
+    family: str | None = None
+
+
+SUITES: Mapping[str, Suite] = MappingProxyType(
+    {
+        "mpe": Suite(module="marl_flow.envs.mpe_tasks", tasks=("simple_spread", "simple_tag", "simple_world")),
+    }
+)
+TASKS = tuple(f"{name}/{task}" for name, suite in SUITES.items() for task in suite.tasks)
 
 
 def make(
@@ -22,28 +44,33 @@ def make(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     opponent: Policy | None = None,
-) -> ParticleEnv:
+) -> VectorEnv:
     """A `VectorEnv` of `num_envs` episodes of a task. dtype: float32 (default) or float64. opponent: who moves the
     part of the world that is not controlled (the prey of tag and world); None takes the task's own."""
-    _check(task_id)
-    import torch
-
-    from marl_flow.envs.mpe_tasks import ParticleEnv
-
-    return ParticleEnv(task_id, num_envs, device=device, dtype=dtype or torch.float32, opponent=opponent)
+    return _module(task_id).make(task_id, num_envs, device, dtype, opponent)
 
 
 def spec(task_id: str) -> TaskSpec:
-    """The `TaskSpec` of a task with its own opponent, without building it."""
-    _check(task_id)
-    import dataclasses
-
-    from marl_flow.envs.mpe_opponents import NATIVE
-    from marl_flow.envs.mpe_scenarios import scenario, task_spec
-
-    return dataclasses.replace(task_spec(task_id), opponent=NATIVE if scenario(task_id).has_prey else None)
+    """The `TaskSpec` of a task with its own opponent."""
+    return _module(task_id).spec(task_id)
 
 
-def _check(task_id: str) -> None:
-    if task_id not in TASKS:
-        raise UserError(f"unknown task {task_id!r}; {nearest(task_id, TASKS)}")
+def _module(task_id: str) -> Any:
+    """The module that knows the task."""
+    name, _, task = task_id.partition("/")
+    suite = SUITES.get(name)
+    families = [f"{other}/{one.family}" for other, one in SUITES.items() if one.family is not None]
+    if suite is None or not (task in suite.tasks or _in_family(task, suite.family)):
+        further = f"; further ids: {', '.join(families)}" if families else ""
+        raise UserError(f"unknown task {task_id!r}; {nearest(task_id, TASKS)}{further}")
+    return import_module(suite.module)
+
+
+def _in_family(task: str, family: str | None) -> bool:
+    """Whether a name has the family's form, in which <...> stands for anything but nothing."""
+    if family is None:
+        return False
+    parts, form = task.split("/"), family.split("/")
+    return len(parts) == len(form) and all(
+        bool(part) if wanted.startswith("<") else part == wanted for part, wanted in zip(parts, form, strict=True)
+    )

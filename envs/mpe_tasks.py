@@ -12,7 +12,7 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.envs.mpe import ParticleState, advance, build_bodies, contact_forces, separations
-from marl_flow.envs.mpe_opponents import NetworkPrey
+from marl_flow.envs.mpe_opponents import NATIVE, NetworkPrey
 from marl_flow.envs.mpe_planting import opponent_entries, state_of
 from marl_flow.envs.mpe_scenarios import (
     MAX_STEPS,
@@ -274,6 +274,18 @@ class ParticleEnv:
         if not math.isfinite(float(actions.detach().abs().amax())):
             raise UserError(f"{self.spec.task_id}: expected finite {name}, got {_describe(actions)}; check the policy")
         return actions.to(self._dtype)
+
+
+def make(
+    task_id: str, num_envs: int, device: torch.device | str, dtype: torch.dtype | None, opponent: Policy | None
+) -> ParticleEnv:
+    """The environment of a task; arguments as in `marl_flow.envs.make`."""
+    return ParticleEnv(task_id, num_envs, device=device, dtype=dtype or torch.float32, opponent=opponent)
+
+
+def spec(task_id: str) -> TaskSpec:
+    """The `TaskSpec` of a task with its own opponent, without building it."""
+    return dataclasses.replace(task_spec(task_id), opponent=NATIVE if scenario(task_id).has_prey else None)
 
 
 def _swapped(value: Tensor) -> Tensor:

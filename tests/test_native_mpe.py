@@ -12,7 +12,8 @@ from marl_flow.benchmarks import suite
 from marl_flow.datasets import native
 
 QUALITIES = ("expert", "medium", "medium-replay", "random")
-DATASETS = [f"{task_id}/{quality}" for task_id in envs.TASKS for quality in QUALITIES]
+TASKS = [task_id for task_id in envs.TASKS if task_id.startswith("mpe/")]
+DATASETS = [f"{task_id}/{quality}" for task_id in TASKS for quality in QUALITIES]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
