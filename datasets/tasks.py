@@ -1,7 +1,7 @@
 """What a task is, for every task whose published data can be imported: no simulator is needed to read a file.
 
 Sizes and limits: `Guowei-Zou/coflow-release: diffuser/datasets/{mpe,mamujoco,smac_env}.py`, `oxwhirl/smac:
-smac/env/starcraft2/{starcraft2.py,maps/smac_maps.py}`. The particle tasks equal `marl_flow.envs.spec`; a test says so.
+smac/env/starcraft2/{starcraft2.py,maps/smac_maps.py}`. Those of `marl_flow.envs` equal their `spec`; a test says so.
 """
 
 from __future__ import annotations

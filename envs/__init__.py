@@ -33,6 +33,11 @@ class Suite:
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "mpe": Suite(module="marl_flow.envs.mpe_tasks", tasks=("simple_spread", "simple_tag", "simple_world")),
+        "mamujoco": Suite(
+            module="marl_flow.envs.mamujoco",
+            tasks=("2ant", "4ant", "2halfcheetah"),
+            family="v1/<scenario>/<partition>",
+        ),
     }
 )
 TASKS = tuple(f"{name}/{task}" for name, suite in SUITES.items() for task in suite.tasks)

@@ -22,7 +22,6 @@ OPTIONAL = {  # import name -> (what it is for, how to get it)
     "tensorstore": ("importing OG-MARL vaults", 'pip install "marl_flow[vault]"'),
     "minari": ("importing and exporting Minari datasets", 'pip install "marl_flow[minari]"'),
     "mpe2": ("cross-checks of the particle tasks against MPE2", 'pip install "mpe2>=1.1"'),
-    "mujoco": ("MA-MuJoCo tasks", "pip install mujoco"),
     "smacv2": ("the real StarCraft II game", "see github.com/oxwhirl/smacv2; it also needs StarCraft II itself"),
 }
 

@@ -18,8 +18,8 @@ from marl_flow.datasets.writer import AlreadyThere, StoreWriter
 from marl_flow.interfaces import TaskSpec, UserError
 
 
-@pytest.mark.parametrize("task_id", ["mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world"])
-def test_particle_tasks_are_the_environments(task_id: str) -> None:
+@pytest.mark.parametrize("task_id", envs.TASKS)
+def test_known_tasks_are_the_environments(task_id: str) -> None:
     """Catches a task of imported data that no environment of ours can evaluate."""
     expected = envs.spec(task_id)
     unset = {"opponent": None} if "opponent" in {field.name for field in dataclasses.fields(expected)} else {}

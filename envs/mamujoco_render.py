@@ -1,0 +1,86 @@
+"""Pictures of robots by MuJoCo's own renderer, drawn without a screen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marl_flow.interfaces import UserError
+
+if TYPE_CHECKING:
+    import mujoco
+
+BACKENDS = ("egl", "osmesa")
+"""What can draw without a screen: the graphics driver, or the processor. MUJOCO_GL, where it names one, decides."""
+SMALLEST = 64
+MAX_GEOMS = 1000
+
+
+class Camera:
+    """Takes square pictures of a model's robots; belongs to the thread that made it."""
+
+    def __init__(self, model: mujoco.MjModel, size: int) -> None:
+        import mujoco
+
+        if size < SMALLEST:
+            raise UserError(f"expected a picture of at least {SMALLEST} pixels, got {size}")
+        self.size, self._model = size, model
+        canvas = model.vis.global_
+        canvas.offwidth, canvas.offheight = max(canvas.offwidth, size), max(canvas.offheight, size)
+        self._context = _context(size)
+        self._drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._drawing)
+        self._scene = mujoco.MjvScene(model, MAX_GEOMS)
+        self._view = mujoco.MjvCamera()
+        if model.ncam:  # the models' first camera follows the robot
+            self._view.fixedcamid, self._view.type = 0, mujoco.mjtCamera.mjCAMERA_FIXED.value
+        else:
+            mujoco.mjv_defaultFreeCamera(model, self._view)
+
+    def picture(self, data: mujoco.MjData) -> np.ndarray:
+        """RGB uint8 [size, size, 3] of a simulation; whatever follows from its state is computed anew in `data`."""
+        import mujoco
+
+        mujoco.mj_forward(self._model, data)
+        every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(self._model, data, mujoco.MjvOption(), None, self._view, every, self._scene)
+        pixels = np.empty((self.size, self.size, 3), dtype=np.uint8)
+        window = mujoco.MjrRect(0, 0, self.size, self.size)
+        self._context.make_current()
+        mujoco.mjr_render(window, self._scene, self._drawing)
+        mujoco.mjr_readPixels(pixels, None, window, self._drawing)
+        return np.ascontiguousarray(pixels[::-1])  # OpenGL counts lines from below
+
+    def close(self) -> None:
+        """Frees what the renderer holds, while its context is the current one."""
+        if self._context is not None:
+            self._context.make_current()
+            self._drawing.free()
+            self._context.free()
+            self._context = None
+
+    def __del__(self) -> None:
+        if hasattr(self, "_scene") and not sys.is_finalizing():  # at exit the display is gone already
+            self.close()
+
+
+def _context(size: int) -> Any:
+    """A current OpenGL context for pictures of that size, of the first backend that works here."""
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    faults = []
+    for name in (asked,) if asked in BACKENDS else BACKENDS:
+        try:
+            context = import_module(f"mujoco.{name}").GLContext(size, size)
+            context.make_current()
+        except Exception as error:  # each backend has its own: missing libraries, drivers, devices
+            faults.append(f"{name}: {error}")
+        else:
+            return context
+    raise UserError(
+        f"expected a way to draw without a screen, found none ({'; '.join(faults)}); install libegl1 (Mesa's or a "
+        "graphics driver's) or libosmesa6, and set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts"
+    )
