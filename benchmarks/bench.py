@@ -1,13 +1,13 @@
 """Measures what the suite promises about its speed and prints one table.
 
-python -m marl_flow.benchmarks.bench [mpe] [windows] [training]
+python -m marl_flow.benchmarks.bench [mpe] [mamujoco] [windows] [training]
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,13 @@ def mpe_rows() -> list[Row]:
     return rows
 
 
+def mamujoco_rows() -> Iterator[Row]:
+    """Environment steps per second, and as ratios to the libraries' measured beside them."""
+    from marl_flow.benchmarks import bench_mamujoco
+
+    yield from bench_mamujoco.rows()
+
+
 def training_rows() -> list[Row]:
     """Share of training time spent outside networks and optimisers: drawing batches, logging, checkpoints."""
     from marl_flow import baselines, envs, training
@@ -59,8 +66,8 @@ def training_rows() -> list[Row]:
     return rows
 
 
-SECTIONS: Mapping[str, Callable[[], Sequence[Row]]] = MappingProxyType(
-    {"mpe": mpe_rows, "windows": bench_windows.rows, "training": training_rows}
+SECTIONS: Mapping[str, Callable[[], Iterable[Row]]] = MappingProxyType(
+    {"mpe": mpe_rows, "mamujoco": mamujoco_rows, "windows": bench_windows.rows, "training": training_rows}
 )
 
 

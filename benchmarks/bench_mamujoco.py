@@ -1,0 +1,232 @@
+"""Speed of the MA-MuJoCo environments beside the libraries', in environment steps (one control step of one robot).
+
+Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers; ours
+uses two cores and the libraries one, so ratios need the second core free. Steps include resets, observations and
+rewards; actions are random and drawn beforehand. `benchmarks/bench.py` prints the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from marl_flow import seeding
+from marl_flow.benchmarks.bench_mpe import one_thread
+from marl_flow.envs import mamujoco_engine as engine
+from marl_flow.envs.mamujoco import FRAME_SKIP, RobotEnv
+from marl_flow.interfaces import TimeStep
+
+NUM_ENVS, NUM_THREADS = 64, 2
+EPISODE = 40
+"""Steps between resets: most random ants still stand then, and few rows are frozen."""
+SINGLE_EPISODES = {"Ant": 40, "HalfCheetah": 200}
+"""Episodes of one repeat where one robot is stepped alone."""
+REPEATS = 5
+GYMNASIUM_TARGET, LIBRARY_TARGET, OBSERVATION_TARGET = 2.0, 3.0, 10.0
+
+Run = Callable[[], int]
+"""Plays something and returns how many environment steps it made."""
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
+    share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first."""
+    with one_thread():
+        for task_id, scenario, partition in (
+            ("mamujoco/2ant", "Ant", "2x4"),
+            ("mamujoco/2halfcheetah", "HalfCheetah", "2x3"),
+        ):
+            env = RobotEnv(task_id, NUM_ENVS, num_threads=NUM_THREADS)
+            runs = {
+                "ours": our_run(env),
+                "gymnasium": single_run(scenario),
+                "library": library_run(scenario, partition),
+            }
+            speeds = in_turn(runs)
+            name, ant = f"{task_id}, {NUM_ENVS} at once, {NUM_THREADS} threads", scenario == "Ant"
+            yield row(name, speeds["ours"], "steps/s")
+            ratio = speeds["ours"] / speeds["gymnasium"]
+            yield row(f"  against gymnasium's {scenario}-v5", ratio, "x", GYMNASIUM_TARGET if ant else None)
+            ratio = speeds["ours"] / speeds["library"]
+            yield row(f"  against mamujoco_v1 {scenario} {partition}", ratio, "x", LIBRARY_TARGET if ant else None)
+            yield row("  observations, share of a step", observation_share(env), "%", OBSERVATION_TARGET)
+            speeds = in_turn(engine_runs(env._robot.model))
+            for way, speed in speeds.items():
+                yield row(f"  {way}, engine alone", speed, "steps/s")
+
+
+def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "target": target}
+
+
+def in_turn(runs: Mapping[str, Run]) -> dict[str, float]:
+    """Steps per second of wall time of each run: the medians of REPEATS rounds, after one that warms up."""
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
+    with engine.quiet():
+        for _ in range(REPEATS + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                speeds[name].append(run() / (time.perf_counter() - start))
+    return {name: sorted(values[1:])[REPEATS // 2] for name, values in speeds.items()}
+
+
+def our_run(env: RobotEnv) -> Run:
+    """An episode of every row; frozen rows do not count."""
+    shape = (EPISODE, env.num_envs, env.spec.num_agents, env.spec.action.size)
+    actions = 2.0 * torch.rand(shape, generator=seeding.generator(0, "bench_mamujoco", "actions")) - 1.0
+    seeds = seeding.environment_seeds("collect", 0, env.num_envs)
+
+    def run() -> int:
+        step, steps = env.reset(seeds), 0
+        for joint in actions:
+            steps += int((~step.finished).sum())
+            step = env.step(joint)
+        return steps
+
+    return run
+
+
+def single_run(scenario: str) -> Run:
+    """Episodes of gymnasium's robot, one after the other."""
+    import gymnasium
+
+    with engine.quiet():
+        env = gymnasium.make(f"{scenario}-v5")
+    size = (env.action_space.shape or (0,))[0]
+    actions = drawn(EPISODE, size)
+
+    def run() -> int:
+        steps = 0
+        for episode in range(SINGLE_EPISODES[scenario]):
+            env.reset(seed=episode)
+            for action in actions:
+                steps += 1
+                _, _, terminated, _, _ = env.step(action)
+                if terminated:
+                    break
+        return steps
+
+    return run
+
+
+def library_run(scenario: str, partition: str) -> Run:
+    """Episodes of gymnasium-robotics' multi-agent robot, one after the other."""
+    with engine.quiet():
+        from gymnasium_robotics.envs.multiagent_mujoco import MultiAgentMujocoEnv
+
+        env = MultiAgentMujocoEnv(scenario, partition)
+    names = list(env.possible_agents)
+    actions = drawn(EPISODE, len(names) * env.action_space(names[0]).shape[0]).reshape(EPISODE, len(names), -1)
+
+    def run() -> int:
+        steps = 0
+        for episode in range(SINGLE_EPISODES[scenario]):
+            env.reset(seed=episode)
+            for joint in actions:
+                steps += 1
+                env.step(dict(zip(names, joint, strict=True)))
+                if not env.agents:
+                    break
+        return steps
+
+    return run
+
+
+def drawn(*shape: int) -> np.ndarray:
+    """Uniform actions in [-1, 1], float32."""
+    source = seeding.generator(0, "bench_mamujoco", "single actions")
+    return (2.0 * torch.rand(shape, generator=source) - 1.0).numpy()
+
+
+def observation_share(env: RobotEnv) -> float:
+    """Per cent of the time of steps that goes into gathering observations and handing them out."""
+    spent = 0.0
+
+    @contextmanager
+    def timed() -> Iterator[None]:
+        nonlocal spent
+        start = time.perf_counter()
+        yield
+        spent += time.perf_counter() - start
+
+    look, tell = env._look, env._time_step
+
+    def timed_look(rows: np.ndarray) -> None:
+        with timed():
+            look(rows)
+
+    def timed_tell(rewards: np.ndarray) -> TimeStep:
+        with timed():
+            return tell(rewards)
+
+    run = our_run(env)
+    env._look, env._time_step = timed_look, timed_tell  # type: ignore[method-assign]
+    try:
+        start = time.perf_counter()
+        for _ in range(REPEATS):
+            run()
+        return 100.0 * spent / (time.perf_counter() - start)
+    finally:
+        del env._look, env._time_step
+
+
+def engine_runs(model_name: str) -> dict[str, Run]:
+    """The engine alone, NUM_ENVS robots on NUM_THREADS threads: as we step it, in Python threads, by its rollouts."""
+    import mujoco
+    from mujoco.rollout import Rollout
+
+    model = engine.load_model(model_name)
+    full, rows = mujoco.mjtState.mjSTATE_FULLPHYSICS.value, range(NUM_ENVS)
+    controls = drawn(EPISODE, NUM_ENVS, model.nu).astype(np.float64)
+    positions = model.qpos0 + 0.1 * drawn(NUM_ENVS, model.nq)
+    batch = engine.make_batch(model, NUM_ENVS, NUM_THREADS)
+    robots = [mujoco.MjData(model) for _ in rows]
+    threads = ThreadPoolExecutor(NUM_THREADS)
+    rollouts, spare = Rollout(nthread=NUM_THREADS), [mujoco.MjData(model) for _ in range(NUM_THREADS)]
+
+    def restart() -> None:
+        for robot, position in zip(robots, positions, strict=True):
+            mujoco.mj_resetData(model, robot)
+            robot.qpos[:] = position
+            mujoco.mj_forward(model, robot)
+
+    def batched() -> int:
+        batch.reset(stage=0)
+        batch.bind("qpos")[...] = positions
+        batch.forward()
+        for control in controls:
+            batch.bind("ctrl")[...] = control
+            batch.step(nstep=FRAME_SKIP)
+        return EPISODE * NUM_ENVS
+
+    def advance(part: range, control: np.ndarray, reached: np.ndarray) -> None:
+        for number in part:
+            robots[number].ctrl[:] = control[number]
+            mujoco.mj_step(model, robots[number], FRAME_SKIP)
+            reached[number] = robots[number].qpos
+
+    def threaded() -> int:
+        restart()
+        reached = np.empty_like(positions)
+        for control in controls:
+            parts = [range(first, NUM_ENVS, NUM_THREADS) for first in range(NUM_THREADS)]
+            list(threads.map(advance, parts, [control] * NUM_THREADS, [reached] * NUM_THREADS))
+        return EPISODE * NUM_ENVS
+
+    def rolled_out() -> int:
+        restart()
+        state = np.empty((NUM_ENVS, mujoco.mj_stateSize(model, full)))
+        for number in rows:
+            mujoco.mj_getState(model, robots[number], state[number], full)
+        for control in controls:
+            reached, _ = rollouts.rollout(model, spare, state, control[:, None], nstep=FRAME_SKIP)
+            state = reached[:, -1]
+        return EPISODE * NUM_ENVS
+
+    return {"mujoco.batch": batched, "mj_step in Python threads": threaded, "mujoco.rollout": rolled_out}
