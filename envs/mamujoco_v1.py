@@ -86,9 +86,7 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
     def step(
         self, actions: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
-        acting, warnings = self.agents, self.robot.data.warning
-        for warning in warnings:
-            warning.number = 0
+        acting, warnings = self.agents, self.robot.data.warning  # counted from the reset on
         with engine.quiet():
             given = {name: actions[name][: self._widths[name]] for name in acting}
             observations, rewards, terminated, truncated, _ = self.inner.step(given)
