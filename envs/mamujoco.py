@@ -63,6 +63,7 @@ class RobotEnv:
     _steps: np.ndarray  # [E] int64
     _terminated: np.ndarray  # [E] bool
     _truncated: np.ndarray  # [E] bool
+    _broken: np.ndarray  # [E] bool, where `failures` has a reason
     _seen: np.ndarray  # [E, N, O], what each row observed last
 
     def __init__(
@@ -173,9 +174,8 @@ class RobotEnv:
         with np.errstate(invalid="ignore", over="ignore"):  # rows that broke down hold anything
             speed = (self._forward - before) / self._step_seconds
             rewards = speed + self._robot.survival - self._robot.control_cost * np.square(controls).sum(1)
-        failed = running & self._failed()
-        sound = running & ~failed
-        self._terminated |= failed | (sound & self._fallen())
+        sound = running & ~self._broken
+        self._terminated |= self._broken | (sound & self._fallen())
         self._truncated |= running & ~self._terminated & (self._steps >= MAX_STEPS)
         self._look(sound)
         return self._time_step(np.where(sound, rewards, 0.0))
@@ -197,13 +197,13 @@ class RobotEnv:
 
     def _begin(self, positions: np.ndarray, velocities: np.ndarray, steps: np.ndarray) -> TimeStep:
         self._started, self._steps, self._failures = True, steps, [None] * self._num_envs
-        self._terminated, self._truncated = np.zeros((2, self._num_envs), dtype=bool)
+        self._terminated, self._truncated, self._broken = np.zeros((3, self._num_envs), dtype=bool)
         self._batch.reset(stage=0)  # clears the solver's last solution too
         self._positions[...], self._velocities[...] = positions, velocities
         self._seen = np.broadcast_to(self._constants, (self._num_envs, len(self._constants))).copy()
         self._look(np.ones(self._num_envs, dtype=bool))
         self._run(self._batch.forward)
-        self._terminated |= self._failed()
+        self._terminated |= self._broken
         self._truncated |= ~self._terminated & (steps >= MAX_STEPS)
         return self._time_step(np.zeros(self._num_envs))
 
@@ -214,8 +214,8 @@ class RobotEnv:
         for row in np.flatnonzero(~whole).tolist():
             found.setdefault(row, "the state is not finite")
         for row, reason in found.items():
-            if self._failures[row] is None:
-                self._failures[row] = reason
+            if not self._broken[row]:
+                self._broken[row], self._failures[row] = True, reason
                 log.warning(
                     "%s: MuJoCo broke down in row %d after step %d: %s; its episode ends there",
                     self.spec.task_id,
@@ -223,9 +223,6 @@ class RobotEnv:
                     self._steps[row],
                     reason,
                 )
-
-    def _failed(self) -> np.ndarray:
-        return np.array([reason is not None for reason in self._failures])
 
     def _fallen(self) -> np.ndarray:
         """Rows [E] bool whose height is outside the robot's range."""

@@ -3,7 +3,8 @@
 The id `mamujoco/v1/Ant/2x4` is scenario Ant, partition 2x4, with the library's own observations, rewards and ends
 (`Farama-Foundation/Gymnasium-Robotics: gymnasium_robotics/envs/multiagent_mujoco`): not those of the published data,
 which `marl_flow.envs.mamujoco` has. One object of the library per row, stepped in turn: most of a step is Python, which
-threads do not speed up.
+threads do not speed up. CoupledHalfCheetah is refused: gymnasium-robotics 1.4 reads its tendon in a form that MuJoCo 4
+does not have any more.
 """
 
 from __future__ import annotations
