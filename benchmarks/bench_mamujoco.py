@@ -56,7 +56,7 @@ def rows() -> Iterator[dict[str, Any]]:
             ratio = speeds["ours"] / speeds["library"]
             yield row(f"  against mamujoco_v1 {scenario} {partition}", ratio, "x", LIBRARY_TARGET if ant else None)
             yield row("  observations, share of a step", observation_share(env), "%", OBSERVATION_TARGET)
-            speeds = in_turn(engine_runs(env._robot.model))
+            speeds = in_turn(engine_runs(env._partition.robot.model))
             for way, speed in speeds.items():
                 yield row(f"  {way}, engine alone", speed, "steps/s")
 

@@ -17,7 +17,6 @@ from a generator of the row's own seed: other draws than gymnasium's for the sam
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,7 +79,7 @@ class RobotEnv:
             raise UserError(f"{task_id}: expected at least one environment, got num_envs={num_envs}")
         if dtype not in (torch.float32, torch.float64):
             raise UserError(f"{task_id}: expected dtype float32 or float64, got {dtype}")
-        self._spec, self._robot, self._num_envs = task_spec(task_id), kind.robot, num_envs
+        self._spec, self._partition, self._num_envs = task_spec(task_id), kind, num_envs
         self._device, self._dtype = torch.empty(0, device=device).device, dtype
         self._model = engine.load_model(kind.robot.model)
         self._batch = engine.make_batch(self._model, num_envs, num_threads or torch.get_num_threads())
@@ -93,12 +92,7 @@ class RobotEnv:
             body = self._model.body(kind.robot.forward_body).id
             self._forward = self._batch.bind("xpos")[:, body, 0]
         self._step_seconds = self._model.opt.timestep * FRAME_SKIP
-        words = [word for view in kind.fields for word in view]
-        state_words = [f"q{i}" for i in range(self._model.nq)] + [f"v{i}" for i in range(self._model.nv)]
-        self._places = np.array([place for place, word in enumerate(words) if word in state_words])
-        self._columns = np.array([state_words.index(words[place]) for place in self._places])  # of [q, v]
-        self._constants = np.array([float(word) if word in ("0", "1") else math.nan for word in words])
-        self._order = np.argsort([actuator for agent in kind.actuators for actuator in agent])
+        self._order = np.argsort(np.array(kind.actuators).ravel())  # from the agents' actions to the actuators
         self._failures: list[str | None] = [None] * num_envs
         self._camera: Camera | None = None
         self._started = False
@@ -173,7 +167,9 @@ class RobotEnv:
         self._steps += running
         with np.errstate(invalid="ignore", over="ignore"):  # rows that broke down hold anything
             speed = (self._forward - before) / self._step_seconds
-            rewards = speed + self._robot.survival - self._robot.control_cost * np.square(controls).sum(1)
+            rewards = (
+                speed + self._partition.robot.survival - self._partition.robot.control_cost * np.square(controls).sum(1)
+            )
         sound = running & ~self._broken
         self._terminated |= self._broken | (sound & self._fallen())
         self._truncated |= running & ~self._terminated & (self._steps >= MAX_STEPS)
@@ -200,7 +196,6 @@ class RobotEnv:
         self._terminated, self._truncated, self._broken = np.zeros((3, self._num_envs), dtype=bool)
         self._batch.reset(stage=0)  # clears the solver's last solution too
         self._positions[...], self._velocities[...] = positions, velocities
-        self._seen = np.broadcast_to(self._constants, (self._num_envs, len(self._constants))).copy()
         self._look(np.ones(self._num_envs, dtype=bool))
         self._run(self._batch.forward)
         self._terminated |= self._broken
@@ -226,25 +221,21 @@ class RobotEnv:
 
     def _fallen(self) -> np.ndarray:
         """Rows [E] bool whose height is outside the robot's range."""
-        if self._robot.height_range is None:
+        if self._partition.robot.height_range is None:
             return np.zeros(self._num_envs, dtype=bool)
-        low, high = self._robot.height_range
+        low, high = self._partition.robot.height_range
         height = self._positions[:, 2]
         return ~((height >= low) & (height <= high))
 
     def _look(self, rows: np.ndarray) -> None:
         """What the agents of these rows [E] bool observe now; of all others, what they observed last stays."""
-        state = np.concatenate([self._positions, self._velocities], axis=1)
-        if rows.all():
-            self._seen[:, self._places] = state[:, self._columns]
-        else:
-            self._seen[np.ix_(rows, self._places)] = state[np.ix_(rows, self._columns)]
+        seen = self._partition.observe(np.concatenate([self._positions, self._velocities], axis=1))
+        self._seen = seen if rows.all() else np.where(rows[:, None, None], seen, self._seen)
 
     def _time_step(self, rewards: np.ndarray) -> TimeStep:
         spec = self.spec
-        shape = (self._num_envs, spec.num_agents, spec.observation_size)
         return TimeStep(
-            observations=torch.tensor(self._seen, dtype=self._dtype, device=self._device).view(shape),
+            observations=torch.tensor(self._seen, dtype=self._dtype, device=self._device),
             rewards=torch.tensor(rewards, dtype=self._dtype, device=self._device)[:, None].repeat(1, spec.num_agents),
             terminated=torch.tensor(self._terminated, device=self._device),
             truncated=torch.tensor(self._truncated, device=self._device),
@@ -291,9 +282,9 @@ class PlantableRobotEnv(RobotEnv):
                 f"{spec.task_id}: expected observations of shape {shape} and no state to plant, "
                 f"got {_describe(observations)}{'' if state is None else f' and a state, {_describe(state)}'}"
             )
-        seen = observations.double().cpu().numpy().reshape(self.num_envs, -1)[:, self._places]
-        size = self._model.nq + self._model.nv
-        shares = self._columns[:, None] == np.arange(size)  # [places, state]
+        kind = self._partition
+        seen = observations.double().cpu().numpy().reshape(self.num_envs, -1)[:, kind.places]
+        shares = kind.columns[:, None] == np.arange(self._model.nq + self._model.nv)  # [n, Q + V]
         whole = torch.from_numpy(seen @ (shares / shares.sum(0)))
         return self.set_state(
             RobotState(positions=whole[:, : self._model.nq], velocities=whole[:, self._model.nq :], steps=steps)

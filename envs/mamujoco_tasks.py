@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
+
+import numpy as np
 
 from marl_flow.config import nearest
 from marl_flow.interfaces import ActionSpec, TaskSpec, UserError
@@ -59,13 +62,38 @@ class Partition:
             for agent, view in enumerate(self.views)
         )
 
+    @cached_property
+    def constants(self) -> np.ndarray:
+        """What never changes in the observations of all agents, [N * O]: ids and zeros; zero where something does."""
+        return np.array([float(word == "1") for view in self.fields for word in view])
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where in the observations of all agents, [N * O], numbers of the state stand: n places, ascending."""
+        words = [word for view in self.fields for word in view]
+        return np.array([place for place, word in enumerate(words) if word not in ("0", "1")])
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Which number of the state [Q + V], positions first, stands at each of the n places."""
+        words, first_velocity = [word for view in self.fields for word in view], self.robot.num_positions
+        found = [words[place] for place in self.places]
+        return np.array([int(word[1:]) + first_velocity * (word[0] == "v") for word in found])
+
     @property
     def tells_state(self) -> bool:
         """Whether the agents together see every coordinate and every velocity."""
-        seen = {word for view in self.fields for word in view}
-        robot = self.robot
-        state = [f"q{i}" for i in range(robot.num_positions)] + [f"v{i}" for i in range(robot.num_velocities)]
-        return seen.issuperset(state)
+        return len(set(self.columns.tolist())) == self.robot.num_positions + self.robot.num_velocities
+
+    def observe(self, states: np.ndarray) -> np.ndarray:
+        """What the agents see, [R, N, O], of states [R, Q + V]: positions, then velocities."""
+        seen = np.tile(self.constants, (len(states), 1))
+        seen[:, self.places] = states[:, self.columns]
+        return seen.reshape(len(states), len(self.views), -1)
+
+    def divide(self, controls: np.ndarray) -> np.ndarray:
+        """The agents' actions [R, N, A] that are these controls [R, U] of the robot's actuators."""
+        return controls[:, np.array(self.actuators)]
 
 
 def _spelled_out(view: str) -> tuple[str, ...]:

@@ -134,7 +134,7 @@ def test_starts_have_gymnasiums_distribution(task_id: str) -> None:
     """Catches noise of another width, shape or centre, and coordinates that share a draw."""
     env = RobotEnv(task_id, 4000)
     env.reset(range(4000))
-    state, first = env.state, torch.from_numpy(engine.load_model(env._robot.model).qpos0)
+    state, first = env.state, torch.from_numpy(engine.load_model(env._partition.robot.model).qpos0)
     uniform = (state.positions - first) / 0.1
     assert uniform.abs().max() < 1.0 and uniform.abs().amax(0).min() > 0.99
     assert uniform.mean(0).abs().max() < 0.05 and (uniform.std(0) - 3.0**-0.5).abs().max() < 0.03
