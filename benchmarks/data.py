@@ -22,7 +22,7 @@ from marl_flow.datasets.replay import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.windows import WindowSampler
 from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
-from marl_flow.interfaces import Plantable, TaskSpec, UserError, VectorEnv
+from marl_flow.interfaces import Accountable, Plantable, TaskSpec, UserError, VectorEnv
 from marl_flow.normalize import Normalizers
 from marl_flow.training import TrainingData
 
@@ -244,13 +244,13 @@ def refuse_misfit(store: EpisodeStore) -> None:
 
 
 def _can_replay(spec: TaskSpec) -> bool:
-    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Plantable)
+    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Plantable | Accountable)
 
 
-def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable:
+def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable | Accountable:
     """The environment a store of this task is played again in, double precision."""
     env = environment(spec, num_envs, "cpu", torch.float64)
-    assert isinstance(env, Plantable), f"{spec.task_id} cannot begin in the middle of an episode"
+    assert isinstance(env, Plantable | Accountable), f"{spec.task_id} cannot begin in the middle of an episode"
     return env
 
 

@@ -219,6 +219,14 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
                 citation=f"marl_flow (CITATION.cff); tasks and qualities: {OMAR}; mean returns: {COFLOW}",
             ),
             *_entries(
+                "native",
+                ("smac",),
+                licence="MIT",
+                source="built here: behaviour policies shipped with marl_flow, rolled out in its embedded simulator, "
+                "not in StarCraft II",
+                citation=f"marl_flow (CITATION.cff); tasks and qualities: {OG_MARL}",
+            ),
+            *_entries(
                 "omar",
                 ("mpe",),
                 licence="none stated by the authors (ling-pan/OMAR has no licence file); the converted copy says "
@@ -237,4 +245,4 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         )
     }
 )
-"""Every dataset but those of users, by full id: 12 native, 12 omar, 21 ogmarl."""
+"""Every dataset but those of users, by full id: 24 native, 12 omar, 21 ogmarl."""

@@ -1,16 +1,6 @@
 """Native datasets are recipes: shipped behaviour policies and a seed, rolled out in the suite's own environment.
 
-A behaviour is a stack of S snapshots of a small tanh network, taken while it was trained
-(benchmarks/train_behaviour.py) and stored in `policies/<suite>_<task>.safetensors`, for each quality:
-
-    <quality>/layer<i>.weight           [S, out, in]    i = 0, 1, ...; tanh after every layer
-    <quality>/layer<i>.bias             [S, out]
-    <quality>/log_std                   [S, A]          log of the exploration noise's standard deviation
-    <quality>/observation_mean, _std    [S, O]          input = (observation - mean) / std
-    <quality>/episodes_share            [S]             part of the episodes each snapshot collects, in training order
-
-It acts with clip(mean(o) + exp(log_std) * noise, bounds), every agent by the same network, and the clipped action is
-what is stored. `random` has no network: its actions are uniform in the bounds.
+The policies are snapshots of small networks (behaviour.py); `random` has none: its actions are uniform in the bounds.
 """
 
 from __future__ import annotations
@@ -19,19 +9,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.datasets import catalog
+from marl_flow.datasets.behaviour import UniformPolicy, behaviour_file, read_stack
 from marl_flow.datasets.collect import collect
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import StoreWriter
-from marl_flow.interfaces import ActionSpec, Policy, UserError, VectorEnv
+from marl_flow.interfaces import Policy, UserError, VectorEnv
 
 MakeEnv = Callable[[str, int, torch.device], VectorEnv]
 """Task id, number of parallel episodes, device."""
@@ -64,6 +53,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "native/mpe/simple_world/medium-v1": Recipe(episodes=10_000, seed=10, opponent="native-v1"),
         "native/mpe/simple_world/medium-replay-v1": Recipe(episodes=3_200, seed=11, opponent="native-v1"),
         "native/mpe/simple_world/random-v1": Recipe(episodes=10_000, seed=12, opponent="native-v1"),
+        "native/smac/3m/good-v1": Recipe(episodes=4_000, seed=31),
+        "native/smac/3m/medium-v1": Recipe(episodes=4_000, seed=32),
+        "native/smac/3m/poor-v1": Recipe(episodes=4_000, seed=33),
+        "native/smac/8m/good-v1": Recipe(episodes=2_000, seed=34),
+        "native/smac/8m/medium-v1": Recipe(episodes=2_000, seed=35),
+        "native/smac/8m/poor-v1": Recipe(episodes=2_000, seed=36),
+        "native/smac/2s3z/good-v1": Recipe(episodes=2_000, seed=37),
+        "native/smac/2s3z/medium-v1": Recipe(episodes=2_000, seed=38),
+        "native/smac/2s3z/poor-v1": Recipe(episodes=2_000, seed=39),
+        "native/smac/5m_vs_6m/good-v1": Recipe(episodes=4_000, seed=40),
+        "native/smac/5m_vs_6m/medium-v1": Recipe(episodes=4_000, seed=41),
+        "native/smac/5m_vs_6m/poor-v1": Recipe(episodes=4_000, seed=42),
     }
 )
 
@@ -101,17 +102,18 @@ def build(
         "strata": [{"seed": index, "episodes": episodes} for index in range(seeds)],
         "recipe_episodes": recipe.episodes,
         "batch_episodes": recipe.batch_episodes,
-        "noise": "uniform in the bounds" if name.quality == "random" else "Gaussian, clipped to the bounds",
     }
     with _one_thread():
         env = make_env(name.task_id, recipe.batch_episodes, torch.device("cpu"))
         if name.quality == "random":
             uniform = UniformPolicy(env.spec.action)
             policy_for: Callable[[range], Policy] = lambda _: uniform  # noqa: E731
+            provenance |= {"noise": "uniform in the bounds"}
         else:
             stack = read_stack(path, name.quality)
             provenance |= {"policy_sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "snapshots": stack.size}
-            policy_for = lambda batch: SnapshotPolicy(stack, stack.snapshots_of(batch, episodes), env.spec.action)  # noqa: E731
+            provenance |= {"noise": stack.noise}
+            policy_for = lambda batch: stack.policy(stack.snapshots_of(batch, episodes), env.spec.action)  # noqa: E731
         with StoreWriter(folder, spec=env.spec, dataset_id=str(name), provenance=provenance) as writer:
             for index in range(seeds):
                 root = recipe.seed if index == 0 else seeding.derive_seed(recipe.seed, "seed", index)
@@ -140,113 +142,6 @@ def unlike_recipe(store: EpisodeStore) -> str:
     if store.spec.opponent != recipe.opponent:
         parts.append(f"against {store.spec.opponent}, the recipe's is against {recipe.opponent}")
     return "; ".join(parts)
-
-
-def behaviour_file(task_id: str) -> Path:
-    """The behaviour policies shipped for a task."""
-    return Path(str(files("marl_flow.datasets") / "policies" / f"{task_id.replace('/', '_')}.safetensors"))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Stack:
-    """S snapshots of a network: layers of (weight [S, out, in], bias [S, out]), and the rest as drawn above."""
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    log_std: Tensor
-    observation_mean: Tensor
-    observation_std: Tensor
-    episodes_share: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.episodes_share)
-
-    def snapshots_of(self, batch: range, episodes: int) -> Tensor:
-        """Which snapshot plays each episode of a batch, [E]: training order, `episodes` split by their shares.
-
-        Surplus episodes (numbers from `episodes` on) go to the last one.
-        """
-        ends = torch.round(self.episodes_share.double().cumsum(0) * episodes).long()
-        numbers = torch.arange(batch.start, batch.stop)
-        return torch.searchsorted(ends, numbers, right=True).clamp_max(self.size - 1)
-
-    def mean(self, observations: Tensor, snapshots: Tensor) -> Tensor:
-        """Mean action [E, N, A] of observations [E, N, O] for the snapshot [E] that plays each row."""
-        result = observations.new_empty(*observations.shape[:2], self.log_std.shape[-1])
-        for s in snapshots.unique().tolist():
-            rows = snapshots == s
-            x = (observations[rows] - self.observation_mean[s]) / self.observation_std[s]
-            for weight, bias in self.layers:
-                x = torch.tanh(x @ weight[s].t() + bias[s])
-            result[rows] = x
-        return result
-
-
-def read_stack(path: Path, quality: str) -> Stack:
-    """The snapshots of one quality; what does not fit together is a UserError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"expected behaviour policies in the package's {path.name}, found: {error}; install marl_flow anew"
-        ) from error
-    prefix = f"{quality}/"
-    own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
-    names = ["log_std", "observation_mean", "observation_std", "episodes_share"]
-    num_layers = sum(name.endswith(".weight") for name in own)
-    expected = {*names, *(f"layer{i}.{part}" for i in range(num_layers) for part in ("weight", "bias"))}
-    if not num_layers or set(own) != expected:
-        raise UserError(f"{path.name}: expected {sorted(expected)} under {prefix}, found {sorted(own)}")
-    stack = Stack(
-        layers=tuple((own[f"layer{i}.weight"], own[f"layer{i}.bias"]) for i in range(num_layers)),
-        **{name: own[name] for name in names},
-    )
-    total = float(stack.episodes_share.double().sum())
-    sizes = {value.shape[0] for value in own.values()}
-    if sizes != {stack.size} or abs(total - 1.0) > 1e-4 or (stack.episodes_share < 0).any():
-        raise UserError(
-            f"{path.name}: expected {stack.size} snapshots with shares that sum to 1 under {prefix}, "
-            f"found {sorted(sizes)} and {total:g}"
-        )
-    return stack
-
-
-class SnapshotPolicy:
-    """Plays each row with its own snapshot [E] of the stack, noise from the generator of `reset`."""
-
-    network_passes = 1
-
-    def __init__(self, stack: Stack, snapshots: Tensor, action: ActionSpec) -> None:
-        self.stack, self.snapshots, self.action = stack, snapshots, action
-
-    def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        assert num_envs == len(self.snapshots)
-        self.generator = generator
-
-    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        mean = self.stack.mean(observations.float(), self.snapshots)
-        std = self.stack.log_std.exp()[self.snapshots][:, None]  # [E, 1, A]
-        return self.action.clip(mean + std * torch.randn(mean.shape, generator=self.generator))
-
-
-class UniformPolicy:
-    """Uniform actions inside the bounds of a continuous task, whatever is observed."""
-
-    network_passes = 0
-
-    def __init__(self, action: ActionSpec) -> None:
-        assert not action.is_discrete
-        self.low, self.high = torch.tensor(action.low), torch.tensor(action.high)
-
-    def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        share = torch.rand((*observations.shape[:2], len(self.low)), generator=self.generator)
-        return self.low + (self.high - self.low) * share
 
 
 @contextmanager

@@ -38,6 +38,35 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             tasks=("2ant", "4ant", "2halfcheetah"),
             family="v1/<scenario>/<partition>",
         ),
+        "smac": Suite(
+            module="marl_flow.envs.smac",
+            tasks=(
+                *(
+                    "3m",
+                    "8m",
+                    "25m",
+                    "5m_vs_6m",
+                    "8m_vs_9m",
+                    "10m_vs_11m",
+                    "27m_vs_30m",
+                    "2s3z",
+                    "3s5z",
+                    "3s5z_vs_3s6z",
+                ),
+                *("3s_vs_3z", "3s_vs_4z", "3s_vs_5z", "2m_vs_1z", "2s_vs_1sc", "so_many_baneling", "MMM", "MMM2"),
+                *("1c3s5z", "6h_vs_8z", "corridor", "bane_vs_bane"),
+            ),
+        ),
+        "smacv2": Suite(
+            module="marl_flow.envs.smacv2",
+            tasks=tuple(
+                f"{race}_{size}"
+                for race in ("terran", "protoss", "zerg")
+                for size in ("5_vs_5", "10_vs_10", "20_vs_20", "10_vs_11", "20_vs_23")
+            ),
+        ),
+        "smac-sc2": Suite(module="marl_flow.envs.starcraft", tasks=(), family="<map>"),
+        "smacv2-sc2": Suite(module="marl_flow.envs.starcraft", tasks=(), family="<race>_<n>_vs_<m>"),
     }
 )
 TASKS = tuple(f"{name}/{task}" for name, suite in SUITES.items() for task in suite.tasks)

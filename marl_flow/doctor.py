@@ -102,7 +102,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from marl_flow.datasets import catalog, native
+    from marl_flow.datasets import behaviour, catalog, native
     from marl_flow.datasets.store import open_store
     from marl_flow.interfaces import UserError
 
@@ -119,7 +119,7 @@ def _data() -> Iterator[Finding]:
         yield Finding(level="ok", subject="data root", found=found)
     policies: dict[str, str | None] = {}
     for task_id, finding in _policies():
-        path = native.behaviour_file(task_id)
+        path = behaviour.behaviour_file(task_id)
         policies[task_id] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         yield finding
     for name in (*catalog.CATALOG, *catalog.user_datasets()):
@@ -146,16 +146,16 @@ def _data() -> Iterator[Finding]:
 
 def _policies() -> Iterator[tuple[str, Finding]]:
     """Task and finding of each shipped file of behaviour policies; every quality in it must be readable."""
-    from marl_flow.datasets import catalog, native
+    from marl_flow.datasets import behaviour, catalog, native
     from marl_flow.interfaces import UserError
 
     names = [catalog.parse(name) for name in native.RECIPES]
     for task_id in dict.fromkeys(name.task_id for name in names):
-        path, subject = native.behaviour_file(task_id), f"policies of {task_id}"
+        path, subject = behaviour.behaviour_file(task_id), f"policies of {task_id}"
         try:
             for name in names:
                 if name.task_id == task_id and name.quality != "random":  # uniform actions, no network
-                    native.read_stack(path, name.quality)
+                    behaviour.read_stack(path, name.quality)
         except UserError as error:
             yield task_id, Finding(level="problem", subject=subject, found=str(error))
         else:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from marl_flow.flow_config import CoFlowConfig
-from marl_flow.flow_frames import PlanSpace, condition
+from marl_flow.flow_frames import PlanSpace, condition, with_numbers
 from marl_flow.flow_model import CoFlowModel
 from marl_flow.interfaces import Acting, TaskSpec
 from marl_flow.normalize import Normalizers
@@ -21,11 +21,19 @@ def scale_returns(returns: Tensor, config: CoFlowConfig, normalizers: Normalizer
     return normalizers.returns.apply(returns[..., None])[..., 0]
 
 
+def frames_of(observations: Tensor, config: CoFlowConfig, spec: TaskSpec, normalizers: Normalizers) -> Tensor:
+    """Raw observations [..., N, O] as the networks read them: normalised, behind agents' numbers where asked."""
+    frames = normalizers.observations.apply(observations)
+    return with_numbers(frames, config.normalizer) if config.with_ids(spec) else frames
+
+
 def plan_space(values: Tensor, seen: Tensor, config: CoFlowConfig, normalizers: Normalizers) -> PlanSpace:
     """Where the planned frames of windows conditioned on values [B, F, N, O], seen [B, N] are generated."""
     if config.plan_space == "absolute":
         return PlanSpace.absolute(values, config.history)
-    return PlanSpace.residual(values, seen, config.history, normalizers.changes.tables["scale"])
+    scale = normalizers.changes.tables["scale"]
+    numbers = scale.new_ones(values.shape[-1] - len(scale))  # agents' numbers, where there are any, never change
+    return PlanSpace.residual(values, seen, config.history, torch.cat([numbers, scale]))
 
 
 class FlowPolicy:
@@ -59,7 +67,7 @@ class FlowPolicy:
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
         """Actions [E, N, A] or choices [E, N] for observations [E, N, O]."""
         now = self.config.history
-        frame = self.normalizers.observations.apply(observations.to(self.device, torch.float32))
+        frame = frames_of(observations.to(self.device, torch.float32), self.config, self.spec, self.normalizers)
         if self.frames is None:  # before the start the first frame repeats, as in training windows
             self.frames = frame[:, None].expand(-1, now + 1, -1, -1)
         else:

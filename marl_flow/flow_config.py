@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from marl_flow.interfaces import WindowSpec
+from marl_flow.interfaces import TaskSpec, WindowSpec
 from marl_flow.objective import Objective
 
 
@@ -25,6 +25,9 @@ class CoFlowConfig:
 
     conditioning: Literal["centralized", "decentralized", "mixed"] = "centralized"
     """Which frames training shows: everybody's, one agent's, or each for half of the samples."""
+    agent_ids: bool | None = None
+    """Whether frames begin with the agent's one-hot number. None: as in the release, where actions are discrete; there
+    (SMAC) the published data carry it, and MA-MuJoCo's observations have it already."""
     objective: Objective = "finite_difference"
     history: int = 0
     """C, frames before the current one (>= 0)."""
@@ -129,6 +132,14 @@ class CoFlowConfig:
                 f"guidance_weight {self.guidance_weight} needs an unconditional field: either guidance_in_loss or a "
                 f"condition_dropout above 0, not both, got {self.guidance_in_loss} and {self.condition_dropout}"
             )
+
+    def with_ids(self, spec: TaskSpec) -> bool:
+        """Whether frames begin with the agent's one-hot number in this task."""
+        return spec.action.is_discrete if self.agent_ids is None else self.agent_ids
+
+    def frame_size(self, spec: TaskSpec) -> int:
+        """Numbers in one agent's frame."""
+        return spec.observation_size + (spec.num_agents if self.with_ids(spec) else 0)
 
     @property
     def frames(self) -> int:

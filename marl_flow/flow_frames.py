@@ -1,4 +1,4 @@
-"""What is given of a window of team frames, and the units in which the rest is generated."""
+"""Team frames: what of a window is given, and the units in which the rest is generated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from typing import Self
 
 import torch
 from torch import Tensor
+
+
+def with_numbers(observations: Tensor, kind: str) -> Tensor:
+    """Normalised observations [..., N, O] behind the agents' one-hot numbers, [..., N, N + O].
+
+    The numbers are normalised as a column of the data would be by that kind of normaliser: their two values become
+    those the published loader's CDF gives them, the ends of [-1, 1], or standardised ones.
+    """
+    agents = observations.shape[-2]
+    numbers = torch.eye(agents, device=observations.device, dtype=observations.dtype)
+    share = 1.0 / agents
+    if kind == "cdf":  # of N rows N - 1 are zero: cumulative probability 1 - 1/N, then 1
+        numbers = torch.where(numbers > 0, 1.0, 2.0 * (1.0 - share) - 1.0)
+    elif kind == "limits":
+        numbers = 2.0 * numbers - 1.0
+    elif agents > 1:
+        numbers = (numbers - share) / (share * (1.0 - share)) ** 0.5
+    return torch.cat([numbers.expand(*observations.shape[:-1], agents), observations], dim=-1)
 
 
 def condition(data: Tensor, history: int, seen: Tensor) -> tuple[Tensor, Tensor]:

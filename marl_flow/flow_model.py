@@ -17,10 +17,11 @@ class CoFlowModel(nn.Module):
     def __init__(self, config: CoFlowConfig, spec: TaskSpec) -> None:
         super().__init__()
         self.config = config
+        size = config.frame_size(spec)
         backbone: UNetBackbone | TokenBackbone
         if config.backbone == "unet":
             backbone = UNetBackbone(
-                spec.observation_size,
+                size,
                 config.width,
                 config.unet_multipliers,
                 embedding=2 * config.embedding_width,
@@ -29,7 +30,7 @@ class CoFlowModel(nn.Module):
             )
         else:
             backbone = TokenBackbone(
-                spec.observation_size,
+                size,
                 config.frames,
                 config.width,
                 config.token_blocks,
@@ -38,7 +39,7 @@ class CoFlowModel(nn.Module):
             )
         self.network = TrajectoryNetwork(backbone, config.embedding_width, config.time_bins)
         self.inverse = InverseDynamics(
-            spec.observation_size,
+            size,
             spec.action.size,
             config.inverse_hidden,
             spec.num_agents if config.inverse_per_agent else None,

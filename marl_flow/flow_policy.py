@@ -21,7 +21,7 @@ from torch.nn import functional
 from marl_flow import objective as objectives
 from marl_flow import seeding
 from marl_flow.checkpoint import pack_state, unpack_state
-from marl_flow.flow_acting import FlowPolicy, plan_space, scale_returns
+from marl_flow.flow_acting import FlowPolicy, frames_of, plan_space, scale_returns
 from marl_flow.flow_config import PRESETS, CoFlowConfig
 from marl_flow.flow_frames import condition
 from marl_flow.flow_model import CoFlowModel
@@ -88,7 +88,7 @@ class CoFlow:
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         """Total loss (scalar) and its parts for one batch."""
         config = self.config
-        data = self.normalizers.observations.apply(batch.observations)
+        data = frames_of(batch.observations, config, self.spec, self.normalizers)
         returns = scale_returns(batch.returns_to_go, config, self.normalizers)
         seen = self._draw_seen(batch.size, generator)
         known, values = condition(data, config.history, seen)

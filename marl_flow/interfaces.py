@@ -397,3 +397,16 @@ class Plantable(VectorEnv, Protocol):
         is not controlled chooses from what it sees there, as if it had been reset.
         """
         ...
+
+
+@runtime_checkable
+class Accountable(VectorEnv, Protocol):
+    """A `VectorEnv` whose moments do not tell all that follows, but tell what must hold between two of them."""
+
+    def account(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
+        """What must have been seen before and after a step from state [E, S] to next_state [E, S] under actions.
+
+        Of the second `TimeStep`, `state` is the possible one nearest to next_state, and rewards [E, N] and terminated
+        are the step's.
+        """
+        ...

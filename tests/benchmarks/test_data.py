@@ -15,9 +15,9 @@ import torch
 from marl_flow import datasets, envs, seeding
 from marl_flow.benchmarks import data, opponents
 from marl_flow.datasets import catalog, exchange, sources, verify
+from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import rollout
 from marl_flow.datasets.fetch import unpacked_place
-from marl_flow.datasets.native import UniformPolicy
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.mpe_opponents import NetworkPrey
 from marl_flow.interfaces import UserError

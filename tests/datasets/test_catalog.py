@@ -28,7 +28,7 @@ def test_short_ids_mean_native_version_one() -> None:
         ("native/mpe/simple_spread/expert-v2", "nearest: native/mpe/simple_spread/expert-v1"),
         ("omar/mpe/simple_spread/expert-v2", "unknown dataset .*nearest: omar/mpe/simple_spread/expert-v1"),
         ("ogmarl/smac/3m/god-v1", "unknown dataset .*nearest: ogmarl/smac/3m/good-v1"),
-        ("native/smac/3m/good-v1", "unknown dataset"),
+        ("native/mamujoco/2ant/good-v1", "unknown dataset"),
         ("user/mpe/simple_spread/mine", "expected a dataset id like"),
         ("user/mpe/../mine-v1", "expected a dataset id like"),
         ("simple_spread-expert", "expected a dataset id like .*nearest: mpe/simple_spread/expert"),
@@ -56,7 +56,7 @@ def test_every_published_mean_has_its_entries() -> None:
     means = {
         f"{origin}/{row['suite']}/{row['task']}/{row['quality']}-v1": float(row["mean_return"])
         for row in rows
-        for origin in (("native", "omar") if row["suite"] == "mpe" else ("ogmarl",))
+        for origin in {"mpe": ("native", "omar"), "smac": ("native", "ogmarl"), "mamujoco": ("ogmarl",)}[row["suite"]]
     }
     assert len(rows) == 33 and means == {name: entry.published_mean for name, entry in catalog.CATALOG.items()}
 
@@ -64,7 +64,7 @@ def test_every_published_mean_has_its_entries() -> None:
 @pytest.mark.parametrize("entry", catalog.CATALOG.values(), ids=lambda entry: str(entry.dataset_id))
 def test_every_entry_says_whose_it_is(entry: catalog.Entry) -> None:
     """Catches data without a source, a licence or somebody to cite, and the wrong authors for an origin."""
-    paper = {"native": "2111.11188", "omar": "2111.11188", "ogmarl": "2302.00521"}[entry.dataset_id.origin]
+    paper = "2111.11188" if entry.dataset_id.suite == "mpe" else "2302.00521"
     assert f"arXiv {paper}" in entry.citation and entry.source and entry.licence and entry.published_source
     command = "build" if entry.dataset_id.origin == "native" else "fetch"
     assert f"`marl-flow data {command} {entry.dataset_id}`" in entry.how_to_get

@@ -603,7 +603,7 @@ def test_training_refuses_data_that_do_not_fit(tmp_path: Path) -> None:
 def test_training_says_what_it_could_not_check(tmp_path: Path, caplog: pytest.LogCaptureFixture, make_store) -> None:
     """Catches data of a task without an environment that pass for checked."""
     store = make_store([2, 3])
-    store = replace(store, spec=replace(store.spec, task_id="smac/3m"), dataset_id="ogmarl/smac/3m/good-v1")
+    store = replace(store, spec=replace(store.spec, task_id="toy/drift"), dataset_id="user/toy/drift/mine-v1")
     with caplog.at_level(logging.WARNING):
         training_data(write_store(tmp_path / "data", store))
-    assert "ogmarl/smac/3m/good-v1 was not checked: no environment of smac/3m" in caplog.text
+    assert "user/toy/drift/mine-v1 was not checked: no environment of toy/drift" in caplog.text

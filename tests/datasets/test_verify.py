@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from marl_flow import envs, seeding
+from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import rollout
-from marl_flow.datasets.native import UniformPolicy
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.verify import card, render_card, show, verify
 from marl_flow.datasets.writer import remove_store, replace_store, write_store

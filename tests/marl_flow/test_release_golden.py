@@ -70,6 +70,7 @@ def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
         width=meta["dim"],
         embedding_width=meta["dim"],
         unet_multipliers=tuple(meta["dim_mults"]),
+        agent_ids=False,  # the recorded frames have them already
         inverse_hidden=meta["hidden_dim"],
         inverse_per_agent=not meta["shared_inverse_dynamics"],
         history=meta["history_horizon"],

@@ -18,7 +18,7 @@ from marl_flow.datasets.writer import AlreadyThere, StoreWriter
 from marl_flow.interfaces import TaskSpec, UserError
 
 
-@pytest.mark.parametrize("task_id", envs.TASKS)
+@pytest.mark.parametrize("task_id", TASKS)
 def test_known_tasks_are_the_environments(task_id: str) -> None:
     """Catches a task of imported data that no environment of ours can evaluate."""
     expected = envs.spec(task_id)
