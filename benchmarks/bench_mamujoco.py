@@ -1,8 +1,8 @@
 """Speed of the MA-MuJoCo environments beside the libraries', in environment steps (one control step of one robot).
 
-Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers; ours
-uses two cores and the libraries one, so ratios need the second core free. Steps include resets, observations and
-rewards; actions are random and drawn beforehand. `benchmarks/bench.py` prints the rows.
+Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers. Ours
+uses two cores and the libraries one: ratios of wall time need the second core free, those per CPU-second do not. Steps
+include resets, observations and rewards; actions are random and drawn beforehand. `benchmarks/bench.py` prints them.
 """
 
 from __future__ import annotations
@@ -48,15 +48,17 @@ def rows() -> Iterator[dict[str, Any]]:
                 "gymnasium": single_run(scenario),
                 "library": library_run(scenario, partition),
             }
-            speeds = in_turn(runs)
+            speeds, per_cpu = in_turn(runs)
             name, ant = f"{task_id}, {NUM_ENVS} at once, {NUM_THREADS} threads", scenario == "Ant"
             yield row(name, speeds["ours"], "steps/s")
-            ratio = speeds["ours"] / speeds["gymnasium"]
-            yield row(f"  against gymnasium's {scenario}-v5", ratio, "x", GYMNASIUM_TARGET if ant else None)
-            ratio = speeds["ours"] / speeds["library"]
-            yield row(f"  against mamujoco_v1 {scenario} {partition}", ratio, "x", LIBRARY_TARGET if ant else None)
+            for other, title, target in (
+                ("gymnasium", f"gymnasium's {scenario}-v5", GYMNASIUM_TARGET),
+                ("library", f"mamujoco_v1 {scenario} {partition}", LIBRARY_TARGET),
+            ):
+                yield row(f"  against {title}", speeds["ours"] / speeds[other], "x", target if ant else None)
+                yield row(f"  against {title}, per CPU-second", per_cpu["ours"] / per_cpu[other], "x")
             yield row("  observations, share of a step", observation_share(env), "%", OBSERVATION_TARGET)
-            speeds = in_turn(engine_runs(env._partition.robot.model))
+            speeds, _ = in_turn(engine_runs(env._partition.robot.model))
             for way, speed in speeds.items():
                 yield row(f"  {way}, engine alone", speed, "steps/s")
 
@@ -65,15 +67,19 @@ def row(name: str, value: float, unit: str, target: float | None = None) -> dict
     return {"name": name, "value": value, "unit": unit, "target": target}
 
 
-def in_turn(runs: Mapping[str, Run]) -> dict[str, float]:
-    """Steps per second of wall time of each run: the medians of REPEATS rounds, after one that warms up."""
-    speeds: dict[str, list[float]] = {name: [] for name in runs}
+def in_turn(runs: Mapping[str, Run]) -> tuple[dict[str, float], dict[str, float]]:
+    """Steps per second and per CPU-second of each run: the medians of REPEATS rounds, after one that warms up."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
     with engine.quiet():
         for _ in range(REPEATS + 1):
             for name, run in runs.items():
-                start = time.perf_counter()
-                speeds[name].append(run() / (time.perf_counter() - start))
-    return {name: sorted(values[1:])[REPEATS // 2] for name, values in speeds.items()}
+                used, start = time.process_time(), time.perf_counter()
+                steps = run()
+                wall[name].append(steps / (time.perf_counter() - start))
+                cpu[name].append(steps / (time.process_time() - used))
+    by_wall, by_cpu = ({name: sorted(values[1:])[REPEATS // 2] for name, values in of.items()} for of in (wall, cpu))
+    return by_wall, by_cpu
 
 
 def our_run(env: RobotEnv) -> Run:

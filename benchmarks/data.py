@@ -17,6 +17,7 @@ import torch
 from marl_flow import datasets, envs
 from marl_flow.benchmarks import opponents
 from marl_flow.benchmarks.opponents import environment
+from marl_flow.benchmarks.robots import shared_robot
 from marl_flow.datasets import catalog, native, tasks, verify
 from marl_flow.datasets.replay import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
@@ -164,6 +165,7 @@ def import_dataset(
         spec=spec,
         provenance=dict(provenance or {}),
         implied_task_id=task_id,
+        shared=None if record is not None else shared_robot(task_id),
     )
     return _stamped(store, folder)
 

@@ -7,7 +7,7 @@ slower, most where a step is short, for the threads wait for the interpreter bet
 every call with a cold solver and hands its solution back to nobody, so that episodes drift from the engine's own.
 
 Numbers. Positions, velocities and rewards are float64 whatever the dtype of the tensors handed out, and equal
-gymnasium's `Ant-v4` and `HalfCheetah-v4` exactly (the v2 tasks of the datasets with MuJoCo 3 and later underneath).
+gymnasium's `Ant-v4` and `HalfCheetah-v4` exactly (the v2 tasks of the datasets over today's MuJoCo).
 Against MuJoCo 2.1, under which the data were collected, nothing was compared: expect equal statistics, not equal steps.
 
 Starts are drawn as gymnasium draws them (every coordinate of the state moved by U(-0.1, 0.1), velocities 0.1 N(0, 1)),
@@ -157,7 +157,7 @@ class RobotEnv:
         """One control step (0.05 s) under actions [E, N, A]; finished rows do not move and are paid nothing."""
         self._check_started()
         controls = self._checked(actions)
-        running = ~(self._terminated | self._truncated)
+        robot, running = self._partition.robot, ~(self._terminated | self._truncated)
         before = self._forward.copy()
         self._controls[...] = controls
         everybody = bool(running.all())
@@ -167,9 +167,7 @@ class RobotEnv:
         self._steps += running
         with np.errstate(invalid="ignore", over="ignore"):  # rows that broke down hold anything
             speed = (self._forward - before) / self._step_seconds
-            rewards = (
-                speed + self._partition.robot.survival - self._partition.robot.control_cost * np.square(controls).sum(1)
-            )
+            rewards = speed + robot.survival - robot.control_cost * np.square(controls).sum(1)
         sound = running & ~self._broken
         self._terminated |= self._broken | (sound & self._fallen())
         self._truncated |= running & ~self._terminated & (self._steps >= MAX_STEPS)
@@ -221,10 +219,10 @@ class RobotEnv:
 
     def _fallen(self) -> np.ndarray:
         """Rows [E] bool whose height is outside the robot's range."""
-        if self._partition.robot.height_range is None:
+        heights = self._partition.robot.height_range
+        if heights is None:
             return np.zeros(self._num_envs, dtype=bool)
-        low, high = self._partition.robot.height_range
-        height = self._positions[:, 2]
+        (low, high), height = heights, self._positions[:, 2]
         return ~((height >= low) & (height <= high))
 
     def _look(self, rows: np.ndarray) -> None:

@@ -115,6 +115,9 @@ def data_import(
 ) -> int:
     """Reads data in a published layout and keeps them as a dataset, whole or not at all.
 
+    A single robot's d4rl or minari data that carry its states (infos/qpos and infos/qvel) become those of the agents
+    that share it where they are imported as theirs, such as user/mamujoco/2halfcheetah/NAME-v1.
+
     Args:
         layout: omar, madiff, vault, d4rl or minari.
         source: The folder of one dataset (omar, madiff, vault, minari) or the file (d4rl).

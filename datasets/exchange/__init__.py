@@ -23,6 +23,7 @@ from marl_flow.interfaces import UserError
 
 if TYPE_CHECKING:
     from marl_flow.datasets.exchange.record import Record
+    from marl_flow.datasets.exchange.robot import SharedRobot
     from marl_flow.datasets.store import EpisodeStore
     from marl_flow.interfaces import TaskSpec
 
@@ -41,12 +42,14 @@ def import_dataset(
     spec: TaskSpec | None,
     provenance: Mapping[str, Any],
     implied_task_id: str | None = None,
+    shared: SharedRobot | None = None,
 ) -> EpisodeStore:
     """Reads the published files in `source` and writes them as a store to `folder`, all or nothing.
 
     `spec` says which task they are of; None is for d4rl and minari, whose files say or imply it: what is implied has
-    the name `implied_task_id` (None: the layout's and the file's). To `provenance` are
-    added `layout`, `files` (size and sha256 of each file read) and what else the layout tells, such as `strata`.
+    the name `implied_task_id` (None: the layout's and the file's). shared: how agents share the robot whose own data
+    d4rl and minari files may hold; those become the agents'. To `provenance` are added `layout`, `files` (size and
+    sha256 of each file read) and what else the layout tells, such as `strata`.
     """
     _known(layout, LAYOUTS)
     from marl_flow.datasets.store import open_store
@@ -61,7 +64,8 @@ def import_dataset(
     if folder.exists():
         raise AlreadyThere(f"expected a free place for {dataset_id}, found {folder} already there; use it or remove it")
     try:
-        with _module(layout).open_source(source, spec) as found:
+        dividing = (shared,) if shared and layout in CARRY_SPEC else ()
+        with _module(layout).open_source(source, spec, *dividing) as found:
             if spec is None and implied_task_id is not None and "exported_from" not in found.provenance:
                 found = replace(found, spec=replace(found.spec, task_id=implied_task_id))
             record = {"layout": layout, "files": _file_records(found.files, source), **found.provenance}

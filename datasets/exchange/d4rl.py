@@ -9,6 +9,9 @@
 at either. Files without timeouts are cut at terminals and at the task's step limit, so they need the task; rows behind
 the last end are left out and reported (`dropped_rows`). Stored next observations prove the order of the rows and give
 the final ones; they are left out of an export whose final observations are absent.
+
+One robot's published file (`scripts/generation/mujoco/collect_data.py` there) also has the engine's state before each
+action, infos/qpos [M, Q] and infos/qvel [M, V]: asked for as data of agents that share the robot, it becomes theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from marl_flow.datasets.exchange import hdf5
+from marl_flow.datasets.exchange import hdf5, robot
 from marl_flow.datasets.exchange.columns import Column
 from marl_flow.datasets.exchange.episodes import (
     Part,
@@ -37,6 +40,7 @@ from marl_flow.datasets.exchange.episodes import (
     report_tail,
 )
 from marl_flow.datasets.exchange.record import Record, check_task, parse_record, record_of
+from marl_flow.datasets.exchange.robot import SharedRobot
 from marl_flow.datasets.exchange.steps import final_frames, step_frames, store_pieces
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import ActionSpec, TaskSpec, UserError
@@ -50,8 +54,11 @@ _OTHERS = ("actions", "rewards", "terminals", "timeouts", "infos/agent_rewards")
 
 
 @contextmanager
-def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
-    """The episodes of one file; the task is the one asked for, our record's, or implied by a single agent's arrays."""
+def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None = None) -> Iterator[Source]:
+    """The episodes of one file; the task is the one asked for, our record's, or implied by a single agent's arrays.
+
+    shared: where the file has one agent's arrays, they are divided among the agents of its task.
+    """
     with hdf5.open_file(source) as file:
         record = _record(file)
         if spec and record:
@@ -61,6 +68,13 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
         missing = [name for name in ("observations", "actions", "rewards", "terminals") if name not in columns]
         if missing:
             raise UserError(f"expected the arrays {', '.join(missing)}, found none of that name")
+        if record or len(columns["observations"].shape) != 2:
+            shared = None
+        if shared:
+            spec = shared.single(columns["observations"].shape[1])
+            found = [hdf5.column(file, name) for name in (robot.POSITIONS, robot.VELOCITIES)]
+            columns["infos/state"] = shared.state(*found)
+            columns.pop("infos/next_state", None)
         has_final = "next_observations" in columns
         if record and record.has_final_observation != has_final:
             raise UserError(f"next_observations: expected {'some' if not has_final else 'none'} by the file's record")
@@ -73,14 +87,15 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
             raise UserError(
                 f"expected an episode to end within {task.max_steps} steps, found {left} rows without an end"
             )
-        _check_shapes(task, columns, has_final)
-        yield Source(
+        _check_shapes(task, columns, has_final, state_follows=not shared)
+        read_source = Source(
             spec=task,
-            has_final_observation=has_final,
+            has_final_observation=has_final and not shared,
             parts=[Part(lengths=lengths, terminated=terminated, read=partial(_read, task, columns))],
             files=[source],
             provenance={"dropped_rows": left, **({"exported_from": record.origin} if record else {})},
         )
+        yield shared.divided(read_source) if shared else read_source
 
 
 def record_in(source: Path) -> Record | None:
@@ -137,7 +152,10 @@ def agent_axis(spec: TaskSpec) -> tuple[int, ...]:
     return (spec.num_agents,) if spec.num_agents > 1 else ()
 
 
-def _check_shapes(spec: TaskSpec, columns: Mapping[str, Column], has_final: bool) -> None:
+def _check_shapes(
+    spec: TaskSpec, columns: Mapping[str, Column], has_final: bool, *, state_follows: bool = True
+) -> None:
+    """state_follows: whether the states that follow are stored where the observations that follow are."""
     rows, axis, action = columns["rewards"].rows, agent_axis(spec), spec.action
     tails: dict[str, tuple[int, ...]] = {
         "observations": (*axis, spec.observation_size),
@@ -154,7 +172,8 @@ def _check_shapes(spec: TaskSpec, columns: Mapping[str, Column], has_final: bool
         both = [column for column in (columns.get(_FRAMES[name]), columns.get(_NEXT[name])) if column is not None]
         for column in both:
             column.expect(rows, *tails[name])
-        if both and (_FRAMES[name] not in columns or has_final != (_NEXT[name] in columns)):
+        follows = has_final and (name != "state" or state_follows)
+        if both and (_FRAMES[name] not in columns or follows != (_NEXT[name] in columns)):
             raise UserError(
                 f"{_FRAMES[name]}: expected it {'with' if has_final else 'without'} {_NEXT[name]}, as observations are"
             )

@@ -9,6 +9,9 @@
 knows one agent; stacked agents pass through its library unchanged. An episode that ends with neither flag was stopped
 by whoever collected it, which is no termination. Read with h5py alone; written by the library's own storage class,
 piece by piece (`create_dataset_from_buffers` would put it where an environment variable says).
+
+One robot's dataset whose infos have the engine's states, qpos [T + 1, Q] and qvel [T + 1, V], becomes that of the
+agents that share the robot where it is asked for as theirs.
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from marl_flow.datasets.exchange import hdf5
+from marl_flow.datasets.exchange import hdf5, robot
 from marl_flow.datasets.exchange.columns import Column
 from marl_flow.datasets.exchange.d4rl import NAME_TASK, agent_axis, single_agent
 from marl_flow.datasets.exchange.episodes import Part, Rows, Run, Source, check_lengths
 from marl_flow.datasets.exchange.record import Record, check_task, parse_record, record_of
+from marl_flow.datasets.exchange.robot import SharedRobot
 from marl_flow.datasets.exchange.steps import store_pieces
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import TaskSpec, UserError
@@ -38,8 +42,11 @@ _INFOS = {"state": "infos/state", "action_mask": "infos/action_mask"}
 
 
 @contextmanager
-def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
-    """The episodes of a dataset's folder; the task is the one asked for, our record's, or implied by one agent's."""
+def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None = None) -> Iterator[Source]:
+    """The episodes of a dataset's folder; the task is the one asked for, our record's, or implied by one agent's.
+
+    shared: where the folder has one agent's arrays, they are divided among the agents of its task.
+    """
     metadata_file, data_file = source / "data" / "metadata.json", source / "data" / "main_data.hdf5"
     metadata = _metadata(metadata_file)
     record = record_in(source)
@@ -52,16 +59,24 @@ def open_source(source: Path, spec: TaskSpec | None) -> Iterator[Source]:
             raise UserError(
                 f"expected {metadata['total_steps']} steps (metadata.json), found {lengths.sum()} in the episodes"
             )
+        observations = _need(file, f"{episodes[0]}/observations")
+        if record or len(observations.shape) != 2:
+            shared = None
+        if shared:
+            shared.check_recording(_environment(metadata))
+            spec = shared.single(observations.shape[1])
         task = record.spec if record else spec or _implied(source, metadata, file, episodes, lengths)
         check_lengths(lengths, task, data_file.name)
-        present = [name for name in _optional(task) if _has(file, episodes, _INFOS[name])]
-        yield Source(
+        present = ["state"] if shared else [name for name in _optional(task) if _has(file, episodes, _INFOS[name])]
+        read = partial(_read, task, file, episodes, present, shared)
+        read_source = Source(
             spec=task,
             has_final_observation=record.has_final_observation if record else True,
-            parts=[Part(lengths=lengths, terminated=terminated, read=partial(_read, task, file, episodes, present))],
+            parts=[Part(lengths=lengths, terminated=terminated, read=read)],
             files=[metadata_file, data_file],
             provenance={"exported_from": record.origin} if record else {},
         )
+        yield shared.divided(read_source) if shared else read_source
 
 
 def record_in(source: Path) -> Record | None:
@@ -148,11 +163,24 @@ def _implied(
     return single_agent(f"minari/{source.name}", observations, actions, lengths)
 
 
+def _environment(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded environment's specification, as gymnasium writes it."""
+    try:
+        environment = json.loads(metadata["env_spec"])
+        if not isinstance(environment, dict) or not isinstance(environment.get("kwargs") or {}, dict):
+            raise TypeError("not a record")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"metadata.json: expected env_spec to say what was recorded, found: {error!r}") from error
+    return environment
+
+
 def _optional(spec: TaskSpec) -> list[str]:
     return [*(["state"] if spec.state_size else []), *(["action_mask"] if spec.action.is_discrete else [])]
 
 
-def _read(spec: TaskSpec, file: Any, episodes: list[str], present: list[str], run: Run) -> Rows:
+def _read(
+    spec: TaskSpec, file: Any, episodes: list[str], present: list[str], shared: SharedRobot | None, run: Run
+) -> Rows:
     agents, action, axis = spec.num_agents, spec.action, agent_axis(spec)
     steps: dict[str, list[np.ndarray]] = {}
     finals: dict[str, list[np.ndarray]] = {}
@@ -169,7 +197,11 @@ def _read(spec: TaskSpec, file: Any, episodes: list[str], present: list[str], ru
         }
         for name in present:
             tail = (spec.state_size or 0,) if name == "state" else (*axis, action.size)
-            frames[name] = _need(file, f"{episode}/{_INFOS[name]}").expect(length + 1, *tail)
+            if shared:
+                found = [hdf5.column(file, f"{episode}/{part}") for part in (robot.POSITIONS, robot.VELOCITIES)]
+                frames[name] = shared.state(*found).expect(length + 1, *tail)
+            else:
+                frames[name] = _need(file, f"{episode}/{_INFOS[name]}").expect(length + 1, *tail)
         for name, column in frames.items():
             values = column.flags(0, length + 1) if name == "action_mask" else column.floats(0, length + 1)
             values = values if name == "state" else values.reshape(length + 1, agents, -1)
