@@ -1,6 +1,6 @@
 """Measures what the suite promises about its speed and prints one table.
 
-python -m marl_flow.benchmarks.bench [mpe] [mamujoco] [windows] [training]
+python -m marl_flow.benchmarks.bench [mpe] [mamujoco] [smac] [windows] [training]
 """
 
 from __future__ import annotations
@@ -42,6 +42,15 @@ def mamujoco_rows() -> Iterator[Row]:
     yield from bench_mamujoco.rows()
 
 
+def smac_rows() -> Iterator[Row]:
+    """Environment steps per CPU-second of random play, as ratios to SMAClite's where it is, and memory."""
+    from marl_flow.benchmarks import bench_smac
+
+    yield from bench_smac.rows()
+    if not bench_smac.has_lite():
+        print("  " + bench_smac.LITE_HINT, flush=True)
+
+
 def training_rows() -> list[Row]:
     """Share of training time spent outside networks and optimisers: drawing batches, logging, checkpoints."""
     from marl_flow import baselines, envs, training
@@ -67,7 +76,13 @@ def training_rows() -> list[Row]:
 
 
 SECTIONS: Mapping[str, Callable[[], Iterable[Row]]] = MappingProxyType(
-    {"mpe": mpe_rows, "mamujoco": mamujoco_rows, "windows": bench_windows.rows, "training": training_rows}
+    {
+        "mpe": mpe_rows,
+        "mamujoco": mamujoco_rows,
+        "smac": smac_rows,
+        "windows": bench_windows.rows,
+        "training": training_rows,
+    }
 )
 
 

@@ -97,7 +97,8 @@ class SmacV2Env(SmacEnv):
     clean win over the episode's own enemy team returns 20. Both sides lose when only medivacs are left, ours first.
 
     conic_fov: agents see and attack only inside a cone that they turn by 12 further actions (6 to 17, attacks follow),
-    which leave their last order in force. Off in the published scenarios; a turned task has other sizes.
+    which leave their last order in force; everybody begins looking east. Off in the published scenarios: sizes differ,
+    the task's name does not.
     """
 
     _map: Scenario
@@ -184,10 +185,12 @@ class SmacV2Env(SmacEnv):
         if state.facing is not None:
             expected = tuple(self._facing.shape)
             facing = state.facing.to(self._device, copy=True)
-            if tuple(facing.shape) != expected or bool(((facing < 0) | (facing >= NUM_TURNS)).any()):
+            fits = tuple(facing.shape) == expected and not facing.is_floating_point()
+            if not fits or bool(((facing < 0) | (facing >= NUM_TURNS)).any()):
                 raise UserError(
-                    f"{self.spec.task_id}: expected state.facing of shape {expected} from 0 to {NUM_TURNS - 1}, "
-                    f"got shape {tuple(facing.shape)}, from {int(facing.min())} to {int(facing.max())}"
+                    f"{self.spec.task_id}: expected state.facing as integers of shape {expected} from 0 to "
+                    f"{NUM_TURNS - 1}, got {facing.dtype} of shape {tuple(facing.shape)}, from {facing.min().item()} "
+                    f"to {facing.max().item()}"
                 )
             self._facing = facing
         return super().set_state(state)

@@ -101,6 +101,18 @@ def test_the_command_writes_its_tables_into_a_document(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "smac_study.json").read_text())["episodes"] == 4
 
 
+def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches finished maps played again, and maps kept from another simulator or number of episodes."""
+    kept = tmp_path / "cells.json"
+    maps = {"3m": [{"team": "marker"}]}
+    record = {"simulator": smac_study.fingerprint(), "episodes": 7, "maps": maps}
+    kept.write_text(json.dumps(record))
+    assert smac_study.recall(kept, 7) == maps
+    assert smac_study.recall(kept, 8) == {} == smac_study.recall(tmp_path / "absent.json", 7)
+    monkeypatch.setattr(smac_study, "fingerprint", lambda: "another")
+    assert smac_study.recall(kept, 7) == {}
+
+
 @pytest.mark.parametrize("name", ["3m", "8m", "2s3z"])
 def test_a_script_wins_sometimes_but_not_always(name: str) -> None:
     """Catches a simulator so deterministic, or so one-sided, that these maps tell no teams apart."""
