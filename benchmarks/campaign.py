@@ -36,7 +36,7 @@ class Campaign:
     """Every entrant on every dataset.
 
     Training seeds are 0, 1, ... below `seeds`, or below the number that `more_seeds` gives to a task. Methods that
-    sample in steps are evaluated at `steps`, on datasets of the qualities in `swept` at `sweep`.
+    sample in steps are evaluated at `steps`, on the datasets and qualities in `swept` at `sweep`.
     """
 
     about: str
@@ -55,6 +55,11 @@ _MPE = tuple(
     for task in ("simple_spread", "simple_tag", "simple_world")
     for quality in ("expert", "medium", "medium-replay", "random")
 )
+_SMAC = tuple(
+    f"smac/{task}/{quality}" for task in ("3m", "2s3z", "5m_vs_6m", "8m") for quality in ("good", "medium", "poor")
+)
+_SMAC_SETTINGS = ("horizon=1", "updates=1500")
+"""Chosen on 3m/medium among horizons 1 and 4 and histories 0 and 3, on episodes that no evaluation uses."""
 CAMPAIGNS = {
     "mpe": Campaign(
         about="CoFlow (compact) and BC on the twelve native MPE datasets, each method at its preset's own budget",
@@ -81,7 +86,32 @@ CAMPAIGNS = {
         sweep=(1, 2, 3, 5, 10),
         swept=("expert",),
         more_seeds=(("mpe/simple_spread", 3),),
-    )
+    ),
+    "smac": Campaign(
+        about="CoFlow (compact, one planned step, 1,500 updates) and BC on the twelve native SMAC datasets",
+        datasets=_SMAC,
+        entrants=(
+            Entrant(
+                folder="coflow-centralized",
+                algorithm="coflow",
+                preset="compact",
+                settings=("conditioning=centralized", *_SMAC_SETTINGS),
+                samples_in_steps=True,
+            ),
+            Entrant(
+                folder="coflow-decentralized",
+                algorithm="coflow",
+                preset="compact",
+                settings=("conditioning=decentralized", *_SMAC_SETTINGS),
+                samples_in_steps=True,
+            ),
+            Entrant(folder="bc", algorithm="bc", preset="default"),
+        ),
+        episodes=100,
+        steps=(1, 3),
+        sweep=(1, 2, 3, 5, 10),
+        swept=("smac/3m/good",),
+    ),
 }
 
 
@@ -113,7 +143,8 @@ def jobs(campaign: Campaign, out: Path, device: str) -> list[Job]:
             task, _, quality = dataset.rpartition("/")
             if seed >= dict(campaign.more_seeds).get(task, campaign.seeds):
                 continue
-            steps = campaign.sweep if quality in campaign.swept else campaign.steps
+            swept = quality in campaign.swept or dataset in campaign.swept
+            steps = campaign.sweep if swept else campaign.steps
             for entrant in campaign.entrants:
                 folder = out / dataset.replace("/", "_") / f"{entrant.folder}-seed{seed}"
                 found.append(

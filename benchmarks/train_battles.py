@@ -22,6 +22,7 @@ import argparse
 import itertools
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,11 +71,11 @@ class BattleConfig:
 
 
 CONFIGS: dict[str, BattleConfig] = {
-    "smac/3m": BattleConfig(iterations=80),
-    "smac/8m": BattleConfig(iterations=60),
+    "smac/3m": BattleConfig(iterations=100),
+    "smac/8m": BattleConfig(iterations=70),
     "smac/2s3z": BattleConfig(iterations=50),
     # with 0.05 the best policy found returned 13, and the published good data 16.6
-    "smac/5m_vs_6m": BattleConfig(iterations=500, keep_every=5, epsilon=0.02),
+    "smac/5m_vs_6m": BattleConfig(iterations=500, keep_every=5, minibatches=12, learning_rate=1e-3, epsilon=0.02),
 }
 REWARD_UNIT = 10.0
 """Rewards are divided by this for the critic: a clean win is worth 2."""
@@ -298,46 +299,53 @@ def load(folder: Path, iteration: int, spec: TaskSpec, config: BattleConfig) -> 
 def select(task_id: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The policy file's tensors and the choices behind them.
 
-    Of each quality: the two kept actors before training first passed the published mean and the two from there on,
-    measured again over more episodes; the later two play as many of the episodes as brings the mean to the target.
+    Of each quality: two neighbouring kept actors before training first passed the published mean and two from there on,
+    the nearest whose means, measured again over more episodes, lie on either side; the later two play as many of the
+    episodes as brings the mean to the target.
     """
     record = json.loads((folder / "record.json").read_text())
     config = BattleConfig(**record["config"])
     kept = record["kept"]
     judge = SmacEnv(task_id, SELECT_EPISODES)
+    measured: dict[int, dict[str, float]] = {}
+
+    def actor(index: int) -> Actor:
+        return load(folder, int(kept[index]["iteration"]), judge.spec, config)
+
+    def mean(indices: Sequence[int]) -> float:
+        for index in indices:
+            if index not in measured:
+                measured[index] = measure(judge, actor(index), config)
+        return sum(measured[index]["return"] for index in indices) / len(indices)
+
     tensors: dict[str, Tensor] = {}
-    choices: dict[str, object] = {"config": record["config"]}
+    choices: dict[str, object] = {"config": asdict(config)}
     for quality in QUALITIES:
         target = suite.dataset_means()[f"{task_id}/{quality}"]
-        passed = [index for index, row in enumerate(kept) if row["return"] >= target]
-        if not passed:
+        passed = next((index for index, row in enumerate(kept) if row["return"] >= target), len(kept))
+        early = next((pair for pair in _pairs(passed - 2, -1, kept) if mean(pair) < target), None)
+        late = next((pair for pair in _pairs(passed, 1, kept) if mean(pair) > target), None)
+        if early is None or late is None:
             best = max(row["return"] for row in kept)
-            raise UserError(f"{task_id}: expected training to reach {target} ({quality}), it reached {best}; train on")
-        first = max(1, passed[0])
-        rows = kept[max(0, first - 2) : first + 2]
-        actors = [load(folder, int(row["iteration"]), judge.spec, config) for row in rows]
-        found = [measure(judge, actor, config) for actor in actors]
-        early = len(rows) - len(kept[first : first + 2])
-        shares = _shares([row["return"] for row in found], early, target)
-        tensors |= _pack(quality, actors, shares, config.epsilon)
+            raise UserError(f"{task_id}: expected training to pass {target} ({quality}), it reached {best}; train on")
+        share = (target - mean(early)) / (mean(late) - mean(early))
+        indices, shares = (*early, *late), [(1 - share) / 2] * 2 + [share / 2] * 2
+        tensors |= _pack(quality, [actor(index) for index in indices], shares, config.epsilon)
         choices[quality] = {
             "target": target,
             "actors": [
-                {"iteration": int(row["iteration"]), "share": share, **result}
-                for row, share, result in zip(rows, shares, found, strict=True)
+                {"iteration": int(kept[index]["iteration"]), "share": part, **measured[index]}
+                for index, part in zip(indices, shares, strict=True)
             ],
         }
     return tensors, choices
 
 
-def _shares(returns: list[float], early: int, target: float) -> list[float]:
-    """Shares of the episodes, equal among the first `early` actors and among the others, that bring the mean to the
-    target."""
-    low, high = sum(returns[:early]) / early, sum(returns[early:]) / (len(returns) - early)
-    if not low < target < high:
-        raise UserError(f"expected actors around a mean of {target}, measured {low:.2f} before and {high:.2f} after it")
-    late = (target - low) / (high - low)
-    return [(1 - late) / early] * early + [late / (len(returns) - early)] * (len(returns) - early)
+def _pairs(first: int, step: int, kept: Sequence[object]) -> Iterator[tuple[int, int]]:
+    """Neighbouring actors (i, i + 1), from i = first on in steps of +-1, as far as there are any."""
+    while 0 <= first < len(kept) - 1:
+        yield first, first + 1
+        first += step
 
 
 def _pack(quality: str, actors: list[Actor], shares: list[float], epsilon: float) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_flow import seeding
-from marl_flow.envs.smac_battle import TYPES, Army, Battle, advance, begin, build_army, order_allies
+from marl_flow.envs.smac_battle import TYPES, Army, Battle, advance, begin, build_army, bury, order_allies
 from marl_flow.envs.smac_features import (
     RETURN_OF_A_CLEAN_WIN,
     SHOOT_RANGE,
@@ -197,6 +197,7 @@ class SmacEnv:
         battle = state.battle.columns(self._everybody().to(state.battle.x.device))
         for field in dataclasses.fields(battle):
             setattr(battle, field.name, getattr(battle, field.name).to(self._device))
+        bury(battle)
         return self._begin(
             battle, state.steps.to(self._device, copy=True), state.last_actions.to(self._device, copy=True)
         )

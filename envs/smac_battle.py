@@ -233,6 +233,13 @@ def begin(army: Army, x: Tensor, y: Tensor, goal_x: Tensor, goal_y: Tensor) -> B
     )
 
 
+def bury(s: Battle) -> None:
+    """Lays the dead where nothing is near them, in place."""
+    limbo = (LIMBO + 10.0 * torch.arange(len(s.x), device=s.x.device, dtype=s.x.dtype))[:, None]
+    dead = s.health <= 0
+    s.x, s.y = torch.where(dead, limbo, s.x), torch.where(dead, limbo, s.y)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ground:
     """What can be walked on. box: low x, high x, low y, high y where it is a rectangle, else None and `cells` [32 * 32]
@@ -301,7 +308,10 @@ class _Pairs:
         radius, kinds = army.radius, army.kinds
         self.scan_squared = (army.scan[allies:, None] + radius[allies:, None] + radius[None, :allies]) ** 2
         hittable = _hits(army, kinds[allies:, None], kinds[None, :allies])
-        self.penalty = torch.where(army.harmless[None, :allies], 1e4, 0.0).masked_fill(~hittable, torch.inf)
+        self.last_resort = 1e4
+        self.penalty = torch.where(army.harmless[None, :allies], self.last_resort, 0.0).masked_fill(
+            ~hittable, torch.inf
+        )
         self.plain = not bool((self.penalty != 0).any())
         self.apart = torch.eye(units, device=device, dtype=s.x.dtype)[:, :, None] + 1e-6  # no division by zero
         self.same_radius = bool((radius == radius[0, 0]).all())
@@ -345,16 +355,18 @@ def _answer_calls(s: Battle, army: Army) -> None:
 
 
 def _loop(s: Battle, army: Army, ground: Ground, pairs: _Pairs, jitter: Tensor, priority: Tensor) -> None:
-    s.cooldown.sub_(1.0)
+    s.cooldown.sub_((s.cooldown > 0).to(s.cooldown.dtype))  # what a shot in time leaves below 0 shortens the next wait
     s.windup.sub_(1.0)
     _choose_targets(s, army, pairs)
     if army.has("medivac"):
         _choose_patients(s, army)
-    aim = _aim(s, army, pairs)
+    aim, lived = _aim(s, army, pairs), s.health > 0
     _move(s, army, ground, pairs, aim)
     if army.has("medivac"):
         _heal(s, army, aim.in_reach)
     _attack(s, army, pairs, aim, jitter, priority)
+    if army.has("baneling"):
+        _explode(s, army, pairs, lived)
     _recover(s, army)
     dead = s.health <= 0
     s.x = torch.where(dead, pairs.limbo, s.x)
@@ -379,6 +391,8 @@ def _choose_targets(s: Battle, army: Army, pairs: _Pairs) -> None:
     if not pairs.plain:
         scanned += pairs.penalty
     near, nearest = scanned.min(1)
+    if not pairs.plain:  # who cannot fight back is left for who can
+        keep &= ~(army.harmless.expand(s.x.shape).gather(0, at) & (near < pairs.last_resort))
     sees = valid & (own <= (army.sight[allies:] + army.radius[allies:]) ** 2)
     attacker = s.attacker[allies:]
     answers = (attacker >= 0) & (s.health.gather(0, attacker.clamp_min(0)) > 0)
@@ -447,7 +461,8 @@ def _move(s: Battle, army: Army, ground: Ground, pairs: _Pairs, aim: _Aim) -> No
     length = (way_x * way_x).add_(way_y * way_y).sqrt_()
     stride = torch.where(aim.aimed, length - aim.reach, length).clamp_min_(0.0)
     stride = torch.minimum(stride, army.speed)
-    stride.masked_fill_((s.health <= 0) | (s.windup < NEVER / 2), 0.0)
+    bereft = ~aim.aimed & (s.target >= 0) & ~pairs.is_enemy  # an ally whose target is gone stands until its next order
+    stride.masked_fill_(bereft | (s.health <= 0) | (s.windup < NEVER / 2), 0.0)
     stride /= length.clamp_min_(1e-6)
     new_x, new_y = s.x + way_x.mul_(stride), s.y + way_y.mul_(stride)
     push_x, push_y = _pushes(army, pairs, new_x, new_y, aim.in_reach)
@@ -531,8 +546,6 @@ def _attack(s: Battle, army: Army, pairs: _Pairs, aim: _Aim, jitter: Tensor, pri
         spoilt = present & ~done  # the target died first: the weapon stays loaded
         s.cooldown.scatter_(0, shooter, s.cooldown.gather(0, shooter).masked_fill_(spoilt, 0.0))
     s.windup.masked_fill_(fires, NEVER)
-    if army.has("baneling"):
-        _explode(s, army, pairs)
 
 
 def _in_turn(who: Tensor, priority: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -552,7 +565,10 @@ def _shoot(s: Battle, army: Army, pairs: _Pairs, shooter: Tensor, target: Tensor
     now = done
     if pairs.has_flight:
         launches = army.launches.expand(s.x.shape).gather(0, shooter) & done
-        flying = _distance(s, shooter, target) / army.projectile_speed.expand(s.x.shape).gather(0, shooter)
+        radii = pairs.radius.gather(0, shooter) + pairs.radius.gather(0, target)
+        flying = (_distance(s, shooter, target) - radii).clamp_min_(0.0) / army.projectile_speed.expand(
+            s.x.shape
+        ).gather(0, shooter)
         second = army.second_delay.expand(s.x.shape).gather(0, shooter)
         if army.has("colossus"):
             sweeps = (kind == TYPES.index("colossus")) & done
@@ -642,11 +658,11 @@ def _sweep(s: Battle, army: Army, pairs: _Pairs, shooter: Tensor, target: Tensor
     _hit_many(s, army, shooter, pairs.table[TYPES.index("colossus") * len(TYPES) + pairs.kinds] * caught)
 
 
-def _explode(s: Battle, army: Army, pairs: _Pairs) -> None:
-    """Banelings that have died since the last loop, by their own attack or another's, burst once each."""
+def _explode(s: Battle, army: Army, pairs: _Pairs, lived: Tensor) -> None:
+    """Banelings that died in this loop, by their own attack or another's, burst once each; lived [U, E] before it."""
     spent = torch.zeros_like(s.health, dtype=torch.bool)
     while True:
-        fresh = (army.kinds == TYPES.index("baneling")) & (s.health <= 0) & (s.x < LIMBO / 2) & ~spent
+        fresh = (army.kinds == TYPES.index("baneling")) & lived & (s.health <= 0) & ~spent
         if not bool(fresh.any()):
             return
         for unit, present in _in_turn(fresh, pairs.numbers.to(s.x.dtype).expand(s.x.shape)):
@@ -663,7 +679,7 @@ def _recover(s: Battle, army: Army) -> None:
     living = s.health > 0
     if army.has("stalker", "zealot", "colossus"):
         s.calm += 1.0
-        calm = living & (s.calm >= SHIELD_DELAY_SECONDS * LOOPS_PER_SECOND)
+        calm = living & (s.calm > SHIELD_DELAY_SECONDS * LOOPS_PER_SECOND)
         s.shield = torch.where(calm, torch.minimum(s.shield + army.shield_gain, army.max_shield), s.shield)
     if army.has("zergling", "baneling", "hydralisk", "spine_crawler"):
         s.health = torch.where(living, torch.minimum(s.health + army.health_gain, army.max_health), s.health)
