@@ -75,7 +75,7 @@ CONFIGS: dict[str, BattleConfig] = {
     "smac/8m": BattleConfig(iterations=70),
     "smac/2s3z": BattleConfig(iterations=50),
     # with 0.05 the best policy found returned 13, and the published good data 16.6
-    "smac/5m_vs_6m": BattleConfig(iterations=500, keep_every=5, minibatches=12, learning_rate=1e-3, epsilon=0.02),
+    "smac/5m_vs_6m": BattleConfig(iterations=600, keep_every=5, minibatches=12, learning_rate=1e-3, epsilon=0.02),
 }
 REWARD_UNIT = 10.0
 """Rewards are divided by this for the critic: a clean win is worth 2."""

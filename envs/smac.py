@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from marl_flow import seeding
-from marl_flow.envs.smac_battle import TYPES, Army, Battle, advance, begin, build_army, bury, order_allies
+from marl_flow.envs.smac_battle import TYPES, Army, Battle, begin, build_army, bury, order_allies
 from marl_flow.envs.smac_features import (
     RETURN_OF_A_CLEAN_WIN,
     SHOOT_RANGE,
@@ -28,6 +28,7 @@ from marl_flow.envs.smac_features import (
     max_reward,
 )
 from marl_flow.envs.smac_ground import build_ground
+from marl_flow.envs.smac_loop import advance
 from marl_flow.envs.smac_maps import BattleMap, find_map, task_spec, walkable
 from marl_flow.envs.smac_planting import battle_of, possible_state
 from marl_flow.envs.smac_units import LOOPS_PER_STEP

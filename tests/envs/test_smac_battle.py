@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from marl_flow.envs.smac import SmacEnv
-from marl_flow.envs.smac_battle import LIMBO, TYPES, Battle, Ground, advance, begin, build_army, order_allies
+from marl_flow.envs.smac_battle import LIMBO, TYPES, Battle, Ground, begin, build_army, order_allies
 from marl_flow.envs.smac_ground import build_ground
+from marl_flow.envs.smac_loop import advance
 from marl_flow.envs.smac_maps import MAPS, walkable
 from marl_flow.envs.smac_units import LOOPS_PER_STEP, UNITS
 
