@@ -49,6 +49,9 @@ def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
         "score": row.score(row.mean),
         "score_low": row.score(low),
         "score_high": row.score(high),
+        "win_rate": row.win_rate,
+        "win_low": None if row.win_interval is None else row.win_interval[0],
+        "win_high": None if row.win_interval is None else row.win_interval[1],
         "beats_bc": beats(row, others),
         "training_seeds": len(row.training_seeds),
         "episodes": len(first.seeds),
@@ -96,7 +99,8 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[
 def dataset_section(title: str, among: Sequence[Row]) -> str:
     """Markdown of one dataset: what was measured on it here."""
     header = [
-        *("Method", "Exec.", "k", "Return [95 %]", "Score [95 %]", "Beats bc", "Training seeds", "Episodes", "Updates"),
+        *("Method", "Exec.", "k", "Return [95 %]", "Score [95 %]", "Won, % [95 %]", "Beats bc", "Training seeds"),
+        *("Episodes", "Updates"),
         *("Target return", "Passes", "Latency p50 / p95, ms", "Protocol"),
     ]
     body = []
@@ -111,6 +115,7 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
                 str(first.num_sampling_steps or "-"),
                 interval_text(row.mean, *row.interval),
                 score,
+                win_text(row),
                 "-" if one["beats_bc"] is None else f"{one['beats_bc']:.2f}",
                 str(len(row.training_seeds)),
                 str(len(first.seeds)),
@@ -133,7 +138,7 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
         f"## {title}",
         f"Task {among[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
         f"{', '.join(devices)}.",
-        table(header, body, range(2, 9)),
+        table(header, body, range(2, 10)),
     ]
     return "\n\n".join(lines)
 
@@ -152,6 +157,14 @@ def published_section(dataset: str) -> str:
         body.append([row.method, *cells, row.scale, row.spread_kind, suite.SOURCES[row.source], row.note])
     header = ["Published method", "Return", "Score", "Printed as", "± is", "Source", "Note"]
     return table(header, body, (1, 2)) if body else ""
+
+
+def win_text(row: Row) -> str:
+    """Win rate and its interval in per cent."""
+    if row.win_rate is None or row.win_interval is None:
+        return "-"
+    low, high = row.win_interval
+    return f"{100 * row.win_rate:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def interval_text(middle: float, low: float, high: float) -> str:
@@ -195,7 +208,7 @@ Way = tuple[str, str, str, int]
 
 
 def overview(all_rows: Sequence[Row]) -> str:
-    """Markdown of every dataset in a line, each cell `return [95 %] (score)`: the ways of acting that all datasets
+    """Markdown of every dataset in a line, each cell `return [95 %] (score) won`: the ways of acting that all datasets
     have, then, of datasets that have more, every step count.
 
     A cell is empty where a dataset has several such rows, which its own section tells apart.
@@ -227,6 +240,8 @@ def _overview_table(cells: Mapping[str, Mapping[Way, Sequence[Row]]], ways: Sequ
             row = here[0]
             score = row.score(row.mean)
             mark = "" if score is None else f" ({score:.1f})"
+            if row.win_rate is not None:
+                mark += f" {100 * row.win_rate:.0f} % won"
             line.append(interval_text(row.mean, *row.interval) + mark)
         body.append(line)
     names = [f"{way[0]}-{way[2][0].upper()} k={way[3]}" if way[3] else way[0] for way in ways]
@@ -244,10 +259,15 @@ def markdown(
         "with a 95 % bootstrap interval over both; evaluation seeds are shared by all methods, step counts and "
         "executions. With one training seed the interval says nothing about the luck of training. Exec.: C "
         "centralized, D decentralized. k: sampling steps. Beats bc: probability of a higher return than bc on the same "
-        "evaluation seed. Passes: forward passes of the largest network in one joint decision.",
+        "evaluation seed. Won: share of won episodes, with Wilson's interval where there is one training seed. Passes: "
+        "forward passes of the largest network in one joint decision.",
     ]
     if len(by_data(all_rows)) > 1:
-        parts += ["## Overview", "Return with its interval, and the score in brackets.", overview(all_rows)]
+        parts += [
+            "## Overview",
+            "Return with its interval, the score in brackets, and the share of won episodes.",
+            overview(all_rows),
+        ]
     for data, here in by_data(all_rows).items():
         parts.append(dataset_section(data, here))
         if data in plots:

@@ -55,6 +55,15 @@ class Row:
     latency_ms: tuple[float, float] | None
     """Median over training seeds of p50 and of p95; None where machines differ, whose times do not mix."""
     folders: tuple[Path, ...]
+    won: np.ndarray | None = None
+    """Won episodes [S, K] bool, of tasks that can be won."""
+    win_interval: tuple[float, float] | None = None
+    """95 % interval of the win rate: Wilson's with one training seed, bootstrap with several."""
+
+    @property
+    def win_rate(self) -> float | None:
+        """Share of won episodes, in [0, 1]; None for tasks that cannot be won."""
+        return None if self.won is None else float(self.won.mean())
 
     @property
     def mean(self) -> float:
@@ -132,11 +141,21 @@ def _row(group: Mapping[int, tuple[EvaluationResult, Path]]) -> Row:
     times = np.array([(result.latency_ms_p50, result.latency_ms_p95) for result in results])
     p50, p95 = np.median(times, axis=0).tolist()
     generator = np.random.default_rng(derive_seed(0, "interval", *map(str, names)))
+    interval = scores.bootstrap_interval(returns, generator)
+    won = np.array([result.won for result in results], dtype=np.float64) if first.won is not None else None
+    chances = None
+    if won is not None:
+        if len(won) == 1:
+            chances = scores.wilson_interval(int(won.sum()), won.size)
+        else:
+            chances = scores.bootstrap_interval(won, generator)
     return Row(
         first=first,
         training_seeds=tuple(sorted(group)),
         returns=returns,
-        interval=scores.bootstrap_interval(returns, generator),
+        interval=interval,
+        won=won,
+        win_interval=chances,
         machines=machines,
         latency_ms=(p50, p95) if len(machines) == 1 else None,
         folders=tuple(sorted({folder for _, folder in group.values()})),

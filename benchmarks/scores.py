@@ -6,6 +6,7 @@ interval resamples training seeds and the episodes within them, and improvement 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -73,6 +74,14 @@ def bootstrap_interval(
     drawn = statistic(array[seeds, episodes].reshape(resamples, -1), 1)
     low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """95 % score interval of a rate (Wilson 1927); unlike a bootstrap it doubts a rate of 0 or 1 too."""
+    rate, share = successes / count, 1.959964**2 / count
+    half = math.sqrt(share * (rate * (1 - rate) + share / 4))
+    low, high = ((rate + share / 2 + sign * half) / (1 + share) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:

@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from marl_flow import envs, seeding
 from marl_flow.benchmarks.bench_mpe import one_thread
+from marl_flow.benchmarks.scores import wilson_interval
 from marl_flow.benchmarks.smac_anchors import PUBLISHED, SMACLITE, SMACV2, regression
 from marl_flow.envs.smac import SmacEnv
 from marl_flow.envs.smac_maps import MAPS, find_map
@@ -88,7 +88,7 @@ def play(env: SmacEnv, team: str) -> Cell:
     assert step.won is not None
     left = env.battle_state.battle.alive[env.spec.num_agents :].sum(0)
     wins = int(step.won.sum())
-    low, high = wilson(wins, len(seeds))
+    low, high = wilson_interval(wins, len(seeds))
     return Cell(
         task=env.spec.task_id,
         team=team,
@@ -103,14 +103,6 @@ def play(env: SmacEnv, team: str) -> Cell:
         time_outs=float(step.truncated.double().mean()),
         enemies_left=float(left.double().mean()),
     )
-
-
-def wilson(wins: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a rate (Wilson 1927)."""
-    rate, share = wins / count, z * z / count
-    half = z * math.sqrt(rate * (1 - rate) / count + share / (4 * count))
-    low, high = ((rate + share / 2 + sign * half) / (1 + share) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
 
 
 # The report

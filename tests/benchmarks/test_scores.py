@@ -101,3 +101,10 @@ def test_performance_profile_counts_what_lies_above() -> None:
     """Catches >= for >, and shares taken per row."""
     profile = scores.performance_profile([[0.0, 50.0], [50.0, 100.0]], [-1.0, 0.0, 50.0, 100.0])
     np.testing.assert_allclose(profile, [1.0, 0.75, 0.25, 0.0])
+
+
+def test_wilson_intervals() -> None:
+    """Catches the normal approximation, whose interval of no wins is a point. 0 of 100 is 0 to z^2 / (100 + z^2)."""
+    assert scores.wilson_interval(0, 100) == (0.0, pytest.approx(3.841459 / 103.841459))
+    low, high = scores.wilson_interval(50, 100)
+    assert (low + high) / 2 == pytest.approx(0.5)

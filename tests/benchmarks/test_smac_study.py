@@ -54,13 +54,6 @@ def test_random_actions_are_uniform_over_the_legal_ones() -> None:
     assert actions[0].bincount().tolist() == [0, 100, 0, 100, 100]
 
 
-def test_wilson_intervals() -> None:
-    """Catches the normal approximation, whose interval of no wins is a point. 0 of 100 is 0 to z^2 / (100 + z^2)."""
-    assert smac_study.wilson(0, 100) == (0.0, pytest.approx(3.841459 / 103.841459))
-    low, high = smac_study.wilson(50, 100)
-    assert (low + high) / 2 == pytest.approx(0.5)
-
-
 def test_regression_values_are_the_recorded_ones() -> None:
     """Catches a reading of other columns or steps than those recorded: what both can show exactly is equal."""
     rows = {row["quantity"]: row for row in regression(16)}
