@@ -177,10 +177,11 @@ def explained_by_rounding(env: Plantable | Accountable, of: Transitions, generat
     def moved(values: Tensor) -> Tensor:
         noise = 2.0 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1.0
         noise[: len(of)] = 0.0  # the stored moment is one of them
-        return values + ROUNDING * noise * values.abs().clamp(min=1.0)
+        return values + ROUNDING * noise * values.abs().clamp(min=1.0) * (values != 0)  # a zero is exact
 
-    state = None if copies.state is None else moved(copies.state)
-    outcome = predict(env, replace(copies, observations=moved(copies.observations), state=state))
+    near: dict[str, Tensor] = {"observations": moved(copies.observations)}
+    near |= {name: moved(value) for name in ("state", "next_state") if (value := getattr(copies, name)) is not None}
+    outcome = predict(env, replace(copies, **near))  # type: ignore[arg-type]
     explained = torch.ones(len(of), dtype=torch.bool)
     for name, value in stored_outcome(of).items():
         around = outcome[name].view(NEIGHBOURS, *value.shape)

@@ -15,6 +15,8 @@ from marl_flow.envs.smac_battle import LIMBO, Army, Battle, begin
 from marl_flow.envs.smac_features import CENTRE, SPAN, Features
 from marl_flow.envs.smac_units import ENERGY_MAX, LOOPS_PER_STEP
 
+EDGE = 1e-5
+"""Rounding of a place in a float32 state, in cells."""
 ROOM = 1.0
 """How much further than its own legs carry it a unit may be moved in one step, by being pushed, in cells."""
 
@@ -26,8 +28,7 @@ def battle_of(features: Features, army: Army, state: Tensor) -> Battle:
     kinds = army.kinds
     ours, theirs = ally.permute(1, 2, 0), enemy.permute(1, 2, 0)  # [N, F, E], [M, F, E]
     health = torch.cat([ours[:, 0], theirs[:, 0]]) * army.max_health
-    x = torch.cat([ours[:, 2], theirs[:, 1]]) * SPAN + CENTRE
-    y = torch.cat([ours[:, 3], theirs[:, 2]]) * SPAN + CENTRE
+    x, y = _place(torch.cat([ours[:, 2], theirs[:, 1]])), _place(torch.cat([ours[:, 3], theirs[:, 2]]))
     limbo = LIMBO + 10.0 * torch.arange(agents + enemies, device=state.device, dtype=state.dtype)[:, None]
     alive = health > 0
     x, y = torch.where(alive, x, limbo), torch.where(alive, y, limbo)
@@ -41,6 +42,14 @@ def battle_of(features: Features, army: Army, state: Tensor) -> Battle:
     cooldown[:agents] = ours[:, 1] * features.max_cooldown[kinds[:agents]]
     energy[:agents] = torch.where(army.heals[:agents], ours[:, 1] * ENERGY_MAX, 0.0)
     return dataclasses.replace(battle, health=health, shield=shield, cooldown=cooldown, energy=energy)
+
+
+def _place(shown: Tensor) -> Tensor:
+    """Coordinates from those of a state. Whoever stands at a wall stands on the edge of a cell, and legality reads
+    cells: what rounding moved off an edge is put back."""
+    place = shown * SPAN + CENTRE
+    edge = place.round()
+    return torch.where((place - edge).abs() < EDGE, edge, place)
 
 
 def possible_state(features: Features, army: Army, state: Tensor, actions: Tensor, following: Tensor) -> Tensor:
