@@ -105,7 +105,8 @@ def read_results(path: Path) -> list[EvaluationResult]:
         try:
             result = from_json(EvaluationResult, record)
             episodes = len(result.seeds)
-            counts = {name: len(getattr(result, name)) for name in ("agent_returns", "team_returns", "lengths")}
+            each = ("agent_returns", "team_returns", "lengths", *(("won",) if result.won is not None else ()))
+            counts = {name: len(getattr(result, name)) for name in each}
             if episodes == 0 or set(counts.values()) != {episodes}:
                 raise UserError(f"expected one entry per evaluation seed ({episodes}), found {counts}")
         except UserError as error:

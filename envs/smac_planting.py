@@ -13,7 +13,7 @@ from torch import Tensor
 
 from marl_flow.envs.smac_battle import LIMBO, Army, Battle, begin
 from marl_flow.envs.smac_features import CENTRE, SPAN, Features
-from marl_flow.envs.smac_units import ENERGY_MAX, LOOPS_PER_STEP
+from marl_flow.envs.smac_units import ENERGY_MAX, HEAL_RATE, LOOPS_PER_SECOND, LOOPS_PER_STEP
 
 EDGE = 1e-5
 """Rounding of a place in a float32 state, in cells."""
@@ -65,7 +65,7 @@ def possible_state(features: Features, army: Army, state: Tensor, actions: Tenso
     stride = (army.speed * LOOPS_PER_STEP + ROOM) / SPAN  # [U, E or 1]
     heal = _gain(army.max_health, army.health_gain * LOOPS_PER_STEP)
     if army.has("medivac"):
-        heal = heal + 0.5 * LOOPS_PER_STEP * 0.5625 * 4 / army.max_health
+        heal = heal + army.heals.sum(0) * HEAL_RATE * LOOPS_PER_STEP / LOOPS_PER_SECOND / army.max_health
     shield = _gain(army.max_shield.clamp_min(1.0), army.shield_gain * LOOPS_PER_STEP)
     agents = features.agents
     for rows, before, first, place in ((ally, old_ally, 0, 2), (enemy, old_enemy, agents, 1)):

@@ -366,3 +366,19 @@ def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp
     assert cells[3] == [other, "1", *["185.6 [185.6, 185.6] (100.0)"] * 2]
     cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in second.splitlines()]
     assert cells[0][2:] == ["coflow-C k=1", "coflow-C k=3", "coflow-C k=10"] and len(cells) == 3
+
+
+def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:
+    """Catches a win rate that is left out or taken of the wrong episodes, and a certainty drawn from four wins."""
+    won = (True, True, True)
+    run(tmp_path / "a", line(result(task_id="toy/drift", dataset_id="user/toy/drift/mine-v1", won=won)))
+    run(
+        tmp_path / "b",
+        line(result(task_id="toy/drift", dataset_id="user/toy/drift/other-v1", won=(True, False, False, False))),
+    )
+    path, found = report.write([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    text = path.read_text()
+    assert "100 [51, 100]" in text and "25 [5, 70]" in text and "100 % won" in text
+    rates = {one["dataset"]: one["win_rate"] for one in table_of(tmp_path / "out")}
+    assert rates == {"user/toy/drift/mine-v1": "1", "user/toy/drift/other-v1": "0.25"}
+    assert [row.win_rate for row in found] == [1.0, 0.25]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from marl_flow import objective
-from marl_flow.flow_acting import FlowPolicy
+from marl_flow.flow_acting import FlowPolicy, frames_of
 from marl_flow.flow_config import CoFlowConfig
-from marl_flow.flow_frames import condition
+from marl_flow.flow_frames import condition, with_numbers
 from marl_flow.flow_policy import CoFlow
 from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec, UserError
 from marl_flow.normalize import Normalizer, Normalizers
@@ -339,3 +339,30 @@ def test_state_round_trip_continues_alike() -> None:
     second.update(data, other)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_agents_numbers_are_normalised_as_a_column_of_the_data_would_be() -> None:
+    """Catches numbers that stand out from the other features: each kind of normaliser, fitted on the very columns."""
+    numbers = np.tile(np.eye(4, dtype=np.float32), (50, 1, 1))  # [steps, N, N]
+    for kind in ("cdf", "limits", "standard"):
+        fitted = Normalizer.fit(kind, numbers)
+        frames = with_numbers(torch.zeros(2, 4, 3), kind)
+        assert frames.shape == (2, 4, 7) and not frames[..., 4:].any()
+        torch.testing.assert_close(frames[0, :, :4], fitted.apply(torch.eye(4)), atol=0.02, rtol=0.0)
+
+
+@pytest.mark.parametrize(("discrete", "asked", "size"), [(True, None, 8), (False, None, 5), (True, False, 5)])
+def test_frames_have_numbers_where_actions_are_discrete(discrete: bool, asked: bool | None, size: int) -> None:
+    """Catches numbers where the release has none, and a discrete task without them."""
+    config = dataclasses.replace(TINY, agent_ids=asked)
+    assert config.frame_size(spec(discrete)) == size
+    assert frames_of(torch.zeros(1, 3, 5), config, spec(discrete), build(config).normalizers).shape == (1, 3, size)
+
+
+def test_agents_alike_in_what_they_see_may_act_differently() -> None:
+    """Catches numbers that are built but do not reach the networks: a plan for equal observations is not equal."""
+    frames = frames_of(torch.zeros(1, 3, 5), TINY, spec(True), build(TINY, discrete=True).normalizers)
+    assert not torch.equal(frames[0, 0], frames[0, 1])
+    algorithm = build(TINY, discrete=True)
+    logits = algorithm.model.inverse(frames, frames)
+    assert not torch.equal(logits[0, 0], logits[0, 1])
