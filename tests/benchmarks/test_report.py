@@ -370,8 +370,7 @@ def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp
 
 def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:
     """Catches a win rate that is left out or taken of the wrong episodes, and a certainty drawn from four wins."""
-    won = (True, True, True)
-    run(tmp_path / "a", line(result(task_id="toy/drift", dataset_id="user/toy/drift/mine-v1", won=won)))
+    run(tmp_path / "a", line(result(task_id="toy/drift", dataset_id="user/toy/drift/mine-v1", won=(True,) * 4)))
     run(
         tmp_path / "b",
         line(result(task_id="toy/drift", dataset_id="user/toy/drift/other-v1", won=(True, False, False, False))),
