@@ -33,7 +33,7 @@ def test_scripts_choose_legal_actions(name: str) -> None:
         step = env.step(torch.stack([actions[row] for row, actions in enumerate(proposed)]))
 
 
-@pytest.mark.parametrize(("name", "script"), [("3m", "nearest"), ("8m", "focus"), ("2s3z", "focus")])
+@pytest.mark.parametrize(("name", "script"), [("3m", "focus"), ("8m", "nearest"), ("2s3z", "nearest")])
 def test_some_script_wins_some_battles(name: str, script: str) -> None:
     """Catches battles without chance, in which a fixed policy wins all or none as in SMAClite: over 256 seeds the win
     rate is neither 0 nor 1."""
