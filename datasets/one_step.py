@@ -181,7 +181,7 @@ def explained_by_rounding(env: Plantable | Accountable, of: Transitions, generat
 
     near: dict[str, Tensor] = {"observations": moved(copies.observations)}
     near |= {name: moved(value) for name in ("state", "next_state") if (value := getattr(copies, name)) is not None}
-    outcome = predict(env, replace(copies, **near))  # type: ignore[arg-type]
+    outcome = predict(env, replace(copies, **near))
     explained = torch.ones(len(of), dtype=torch.bool)
     for name, value in stored_outcome(of).items():
         around = outcome[name].view(NEIGHBOURS, *value.shape)
