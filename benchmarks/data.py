@@ -250,8 +250,9 @@ def _can_replay(spec: TaskSpec) -> bool:
 
 
 def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable | Accountable:
-    """The environment a store of this task is played again in, double precision."""
-    env = environment(spec, num_envs, "cpu", torch.float64)
+    """The environment a store of this task is played again in; where it is stepped, in double precision."""
+    stepped = isinstance(environment(spec, 1), Plantable)
+    env = environment(spec, num_envs, "cpu", torch.float64 if stepped else None)
     assert isinstance(env, Plantable | Accountable), f"{spec.task_id} cannot begin in the middle of an episode"
     return env
 

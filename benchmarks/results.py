@@ -56,7 +56,7 @@ class Row:
     """Median over training seeds of p50 and of p95; None where machines differ, whose times do not mix."""
     folders: tuple[Path, ...]
     won: np.ndarray | None = None
-    """Won episodes [S, K] bool, of tasks that can be won."""
+    """Won episodes [S, K], 0 or 1; None where the task cannot be won or a result does not say."""
     win_interval: tuple[float, float] | None = None
     """95 % interval of the win rate: Wilson's with one training seed, bootstrap with several."""
 
@@ -143,7 +143,8 @@ def _row(group: Mapping[int, tuple[EvaluationResult, Path]]) -> Row:
     p50, p95 = np.median(times, axis=0).tolist()
     generator = np.random.default_rng(derive_seed(0, "interval", *map(str, names)))
     interval = scores.bootstrap_interval(returns, generator)
-    won = np.array([result.won for result in results], dtype=np.float64) if first.won is not None else None
+    known = [result.won for result in results if result.won is not None]
+    won = np.array(known, dtype=np.float64) if len(known) == len(results) else None
     chances = None
     if won is not None:
         if len(won) == 1:

@@ -254,7 +254,13 @@ def train(task_id: str, config: BattleConfig, folder: Path) -> None:
         state = load_file(checkpoint)
         generator.set_state(state.pop("generator"))
         first = unpack_state(parts, state)
-        rows = [row for row in json.loads(record.read_text())["kept"] if row["iteration"] < first]
+        former = json.loads(record.read_text())
+        changed = {k: v for k, v in asdict(config).items() if k != "iterations" and former["config"].get(k) != v}
+        if changed:
+            raise UserError(
+                f"{folder} was begun with other settings ({', '.join(changed)}); expected the same, or another folder"
+            )
+        rows = [row for row in former["kept"] if row["iteration"] < first]
     for iteration in range(first, config.iterations + 1):
         if iteration % config.keep_every == 0:
             checkpoint_now = {**pack_state(parts, iteration), "generator": generator.get_state()}

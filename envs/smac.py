@@ -181,18 +181,34 @@ class SmacEnv:
         shape = (self._army.num_units, self._num_envs)
         for field in dataclasses.fields(state.battle):
             value = getattr(state.battle, field.name)
-            if tuple(value.shape) != shape or not bool(torch.isfinite(value).all()):
+            numbers = value.dtype in (torch.float32, torch.int64)
+            if tuple(value.shape) != shape or not numbers or not bool(torch.isfinite(value).all()):
                 raise UserError(
-                    f"{self.spec.task_id}: expected finite battle.{field.name} of shape {shape}, "
+                    f"{self.spec.task_id}: expected finite battle.{field.name}, float32 or int64, of shape {shape}, "
                     f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
-        for name, expected in (("steps", shape[1:]), ("last_actions", (self._map.num_agents, shape[1]))):
-            value = getattr(state, name)
-            if tuple(value.shape) != expected or value.is_floating_point():
+        units, agents = shape[0], (self._map.num_agents, shape[1])
+        whole = {
+            "steps": (state.steps, shape[1:], None, None),
+            "last_actions": (state.last_actions, agents, -1, self.spec.action.size - 1),
+            "battle.target": (state.battle.target, shape, -1, units - 1),
+            "battle.flight_target": (state.battle.flight_target, shape, -1, units - 1),
+            "battle.attacker": (state.battle.attacker, shape, -1, units - 1),
+        }
+        for name, (value, expected, low, high) in whole.items():
+            bounds = "" if low is None else f" from {low} to {high}"
+            if tuple(value.shape) != expected or value.dtype != torch.int64:
                 raise UserError(
-                    f"{self.spec.task_id}: expected state.{name} as integers of shape {expected}, "
+                    f"{self.spec.task_id}: expected state.{name} as int64 of shape {expected}{bounds}, "
                     f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
+            if low is not None and high is not None and not bool(((value >= low) & (value <= high)).all()):
+                raise UserError(
+                    f"{self.spec.task_id}: expected state.{name}{bounds}, got {int(value.min())} to {int(value.max())}"
+                )
+        begun = state.last_actions >= 0
+        if not bool((begun.all(0) | ~begun.any(0)).all()):
+            raise UserError(f"{self.spec.task_id}: expected state.last_actions of a row to be all -1 or none")
         if self._seeds is None:
             self._seeds = torch.zeros(self._num_envs, dtype=torch.int64, device=self._device)
         battle = state.battle.columns(self._everybody().to(state.battle.x.device))
@@ -385,11 +401,10 @@ class SmacEnv:
 def make(
     task_id: str, num_envs: int, device: torch.device | str, dtype: torch.dtype | None, opponent: Policy | None
 ) -> SmacEnv:
-    """The environment of a task; arguments as in `marl_flow.envs.make`. Battles are single precision; in double they
-    only account for stored moments (`SmacEnv.account`), which needs no number of them."""
+    """The environment of a task; arguments as in `marl_flow.envs.make`. Single precision only."""
     if opponent is not None:
         raise UserError(f"{task_id}: the enemy is the map's own; leave `opponent` out")
-    if dtype not in (None, torch.float32, torch.float64):
+    if dtype not in (None, torch.float32):
         raise UserError(f"{task_id}: expected dtype float32, got {dtype}")
     return SmacEnv(task_id, num_envs, device=device)
 

@@ -57,7 +57,8 @@ class Battle:
 
     x, y, health, shield, energy: [U, E]. cooldown: until the weapon is ready. windup: until a begun attack does its
     damage, NEVER where none was begun. flight, flight_target: until a projectile or second blow lands, and on whom.
-    second, second_target: the same for a colossus's second sweep. target: unit attacked (allies: as ordered, enemies:
+    second: until a colossus's second sweep; beam_x, beam_y, beam_dx, beam_dy: the place both sweeps go over and the way
+    they were aimed. target: unit attacked (allies: as ordered, enemies:
     as chosen) or healed, -1 for none. calm: since the last damage. attacker: who hit last in this step, -1 for nobody.
     goal_x, goal_y: where a unit walks when it has no target: allies as ordered, enemies as the map orders.
     """
@@ -72,7 +73,10 @@ class Battle:
     flight: Tensor
     flight_target: Tensor
     second: Tensor
-    second_target: Tensor
+    beam_x: Tensor
+    beam_y: Tensor
+    beam_dx: Tensor
+    beam_dy: Tensor
     target: Tensor
     calm: Tensor
     attacker: Tensor
@@ -211,7 +215,10 @@ def begin(army: Army, x: Tensor, y: Tensor, goal_x: Tensor, goal_y: Tensor) -> B
         flight=never.clone(),
         flight_target=none,
         second=never.clone(),
-        second_target=none.clone(),
+        beam_x=zero.clone(),
+        beam_y=zero.clone(),
+        beam_dx=zero.clone(),
+        beam_dy=zero.clone(),
         target=none.clone(),
         calm=never.clone(),
         attacker=none.clone(),
@@ -220,9 +227,14 @@ def begin(army: Army, x: Tensor, y: Tensor, goal_x: Tensor, goal_y: Tensor) -> B
     )
 
 
+def limbo_of(like: Tensor) -> Tensor:
+    """Where each unit lies when it is dead, on both axes, [U, 1]; like [U, E]."""
+    return (LIMBO + 10.0 * torch.arange(len(like), device=like.device, dtype=like.dtype))[:, None]
+
+
 def bury(s: Battle) -> None:
     """Lays the dead where nothing is near them, in place."""
-    limbo = (LIMBO + 10.0 * torch.arange(len(s.x), device=s.x.device, dtype=s.x.dtype))[:, None]
+    limbo = limbo_of(s.x)
     dead = s.health <= 0
     s.x, s.y = torch.where(dead, limbo, s.x), torch.where(dead, limbo, s.y)
 

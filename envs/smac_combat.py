@@ -84,7 +84,13 @@ def _shoot(s: Battle, army: Army, pairs: Pairs, shooter: Tensor, target: Tensor,
             sweeps = (kind == TYPES.index("colossus")) & done
             flying = torch.where(sweeps, COLOSSUS_HIT_DELAY * LOOPS_PER_SECOND, flying)
             _write(s.second, shooter, flying + second, sweeps)
-            _write(s.second_target, shooter, target, sweeps)
+            way_x = s.x.gather(0, target) - s.x.gather(0, shooter)
+            way_y = s.y.gather(0, target) - s.y.gather(0, shooter)
+            length = (way_x**2 + way_y**2).sqrt().clamp_min(1e-6)
+            _write(s.beam_x, shooter, s.x.gather(0, target), sweeps)
+            _write(s.beam_y, shooter, s.y.gather(0, target), sweeps)
+            _write(s.beam_dx, shooter, way_x / length, sweeps)
+            _write(s.beam_dy, shooter, way_y / length, sweeps)
         _write(s.flight, shooter, torch.where(launches, flying, second), done)
         _write(s.flight_target, shooter, target, done)
         now = now & ~launches
@@ -131,7 +137,8 @@ def _hit_many(s: Battle, army: Army, by: Tensor, damage: Tensor) -> None:
 
 
 def _land(s: Battle, army: Army, pairs: Pairs, priority: Tensor) -> None:
-    """Projectiles, second blows and sweeps whose time has come; a target that died meanwhile is missed."""
+    """Projectiles, second blows and sweeps whose time has come. A target that died meanwhile is missed; a sweep goes
+    over the ground it was aimed at, whoever stands there, and whether its colossus lives or not."""
     s.flight.sub_(1.0)
     lands = s.flight <= 0
     for shooter, present in _in_turn(lands, priority):
@@ -141,7 +148,7 @@ def _land(s: Battle, army: Army, pairs: Pairs, priority: Tensor) -> None:
         due &= army.launches.expand(s.x.shape).gather(0, shooter) | (s.health.gather(0, shooter) > 0)  # blows need life
         if army.has("colossus"):
             sweeps = kind == TYPES.index("colossus")
-            _sweep(s, army, pairs, shooter, target, due & sweeps)
+            _sweep(s, army, pairs, shooter, present & sweeps)
             due = due & ~sweeps
         _hit(s, pairs, shooter, target, pairs.table[kind * len(TYPES) + pairs.kinds.gather(0, target)] * due)
     s.flight.masked_fill_(lands, NEVER)
@@ -149,17 +156,13 @@ def _land(s: Battle, army: Army, pairs: Pairs, priority: Tensor) -> None:
         s.second.sub_(1.0)
         lands = s.second <= 0
         for shooter, present in _in_turn(lands, priority):
-            target = s.second_target.gather(0, shooter).clamp_min(0)
-            _sweep(s, army, pairs, shooter, target, present & (s.health.gather(0, target) > 0))
+            _sweep(s, army, pairs, shooter, present)
         s.second.masked_fill_(lands, NEVER)
 
 
-def _sweep(s: Battle, army: Army, pairs: Pairs, shooter: Tensor, target: Tensor, due: Tensor) -> None:
-    """A colossus's beam: everybody of the other side on a line across its aim through the target."""
-    x, y = s.x.gather(0, target), s.y.gather(0, target)
-    aim_x, aim_y = x - s.x.gather(0, shooter), y - s.y.gather(0, shooter)
-    length = (aim_x**2 + aim_y**2).sqrt().clamp_min(1e-6)
-    aim_x, aim_y = aim_x / length, aim_y / length
+def _sweep(s: Battle, army: Army, pairs: Pairs, shooter: Tensor, due: Tensor) -> None:
+    """A colossus's beam: everybody of the other side on a line across its aim, through the place it was aimed at."""
+    x, y, aim_x, aim_y = (field.gather(0, shooter) for field in (s.beam_x, s.beam_y, s.beam_dx, s.beam_dy))
     along = (s.x - x) * aim_x + (s.y - y) * aim_y
     across = ((s.y - y) * aim_x - (s.x - x) * aim_y).abs()
     gap = (along**2 + (across - COLOSSUS_SPLASH_HALF_WIDTH).clamp_min(0.0) ** 2).sqrt()

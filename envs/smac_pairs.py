@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from marl_flow.envs.smac_battle import CLOSE, LIMBO, Army, Battle, hits
+from marl_flow.envs.smac_battle import CLOSE, Army, Battle, hits, limbo_of
 from marl_flow.envs.smac_units import RANGE_SLOP
 
 
@@ -17,7 +17,7 @@ class Pairs:
     def __init__(self, s: Battle, army: Army) -> None:
         allies, units = army.num_allies, army.num_units
         device = s.x.device
-        self.limbo = (LIMBO + 10.0 * torch.arange(units, device=device, dtype=s.x.dtype))[:, None]
+        self.limbo = limbo_of(s.x)
         self.numbers = torch.arange(units, device=device)[:, None]
         self.is_enemy = self.numbers >= allies
         radius, kinds = army.radius, army.kinds

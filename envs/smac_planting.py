@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from marl_flow.envs.smac_battle import LIMBO, Army, Battle, begin
+from marl_flow.envs.smac_battle import Army, Battle, begin, limbo_of
 from marl_flow.envs.smac_features import CENTRE, SPAN, Features
 from marl_flow.envs.smac_units import ENERGY_MAX, HEAL_RATE, LOOPS_PER_SECOND, LOOPS_PER_STEP
 
@@ -23,14 +23,13 @@ ROOM = 1.0
 
 def battle_of(features: Features, army: Army, state: Tensor) -> Battle:
     """The battle that shows as state [E, S]; what a state does not tell is as at the start."""
-    agents, enemies = features.agents, features.enemies
+    agents = features.agents
     ally, enemy, _ = _parts(features, state)
     kinds = army.kinds
     ours, theirs = ally.permute(1, 2, 0), enemy.permute(1, 2, 0)  # [N, F, E], [M, F, E]
     health = torch.cat([ours[:, 0], theirs[:, 0]]) * army.max_health
     x, y = _place(torch.cat([ours[:, 2], theirs[:, 1]])), _place(torch.cat([ours[:, 3], theirs[:, 2]]))
-    limbo = LIMBO + 10.0 * torch.arange(agents + enemies, device=state.device, dtype=state.dtype)[:, None]
-    alive = health > 0
+    limbo, alive = limbo_of(x), health > 0
     x, y = torch.where(alive, x, limbo), torch.where(alive, y, limbo)
     battle = begin(army, x, y, x.clone(), y.clone())
     shield = torch.zeros_like(x)

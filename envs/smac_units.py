@@ -75,13 +75,7 @@ class Unit:
         """How far, edge to edge, an enemy looks for targets."""
         return max(MIN_SCAN_RANGE, self.range or 0.0)
 
-    @property
-    def flies_or_strides(self) -> bool:
-        """Whether no ground unit is in its way."""
-        return self.air or self.walks_over
 
-
-SPLASH_UNITS = ("baneling", "colossus")
 BANELING_SPLASH_RADIUS = 2.2
 COLOSSUS_SPLASH_HALF_WIDTH, COLOSSUS_SPLASH_REACH = 1.25, 0.15
 COLOSSUS_HIT_DELAY = 0.25

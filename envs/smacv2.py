@@ -32,7 +32,7 @@ from torch import Tensor
 
 from marl_flow.config import nearest
 from marl_flow.envs.smac import BattleState, SmacEnv
-from marl_flow.envs.smac_battle import TYPES, Army, Battle, build_army, order_allies
+from marl_flow.envs.smac_battle import TYPES, Army, Battle, build_army, hits, order_allies
 from marl_flow.envs.smac_features import RETURN_OF_A_CLEAN_WIN, Features, Ranges, damage_dealt, max_reward
 from marl_flow.envs.smac_maps import BattleMap, Group, task_spec
 from marl_flow.envs.smac_units import HEAL_RANGE, UNITS
@@ -174,6 +174,12 @@ class SmacV2Env(SmacEnv):
         return won, lost, over
 
     @property
+    def army(self) -> Army:
+        """Who fights, drawn by the last `reset`, [U, E]."""
+        self._started()
+        return self._army
+
+    @property
     def battle_state(self) -> BattleState:
         """A copy of the state, which `set_state` takes back while the episodes are those of the same `reset`."""
         return dataclasses.replace(super().battle_state, facing=self._facing.clone())
@@ -181,19 +187,23 @@ class SmacV2Env(SmacEnv):
     def set_state(self, state: BattleState) -> TimeStep:
         """As `SmacEnv.set_state`, with the teams of the last `reset`; facing [N, E], 0 to 11: None looks east."""
         self._started()
-        self._facing = torch.zeros_like(self._facing)
+        former, facing = self._facing, torch.zeros_like(self._facing)
         if state.facing is not None:
-            expected = tuple(self._facing.shape)
+            expected = tuple(facing.shape)
             facing = state.facing.to(self._device, copy=True)
             fits = tuple(facing.shape) == expected and not facing.is_floating_point()
             if not fits or bool(((facing < 0) | (facing >= NUM_TURNS)).any()):
                 raise UserError(
                     f"{self.spec.task_id}: expected state.facing as integers of shape {expected} from 0 to "
-                    f"{NUM_TURNS - 1}, got {facing.dtype} of shape {tuple(facing.shape)}, from {facing.min().item()} "
-                    f"to {facing.max().item()}"
+                    f"{NUM_TURNS - 1}, got {facing.dtype} of shape {tuple(facing.shape)}, "
+                    f"{facing.flatten()[:8].tolist()}"
                 )
-            self._facing = facing
-        return super().set_state(state)
+        self._facing = facing
+        try:
+            return super().set_state(state)
+        except UserError:
+            self._facing = former
+            raise
 
     def _time_step(self, paid: Tensor) -> TimeStep:
         turn = self._last_actions - (self._features.first_target - self._turns)
@@ -205,9 +215,8 @@ def _send_enemies(s: Battle, army: Army) -> None:
     """Enemies' goals become the places of the nearest living allies that they can hit (medivacs: of all), in place."""
     allies, kinds = army.num_allies, army.kinds
     squared = (s.x[allies:, None] - s.x[None, :allies]) ** 2 + (s.y[allies:, None] - s.y[None, :allies]) ** 2
-    hits = army.damage_table.view(-1)[kinds[allies:, None] * len(TYPES) + kinds[None, :allies]] > 0
-    hits = (hits | army.heals[allies:, None]) & s.alive[None, :allies]
-    gap, ally = squared.masked_fill_(~hits, torch.inf).min(1)
+    sought = hits(army, kinds[allies:, None], kinds[None, :allies]) | army.heals[allies:, None]
+    gap, ally = squared.masked_fill_(~(sought & s.alive[None, :allies]), torch.inf).min(1)
     for goal, place in ((s.goal_x, s.x), (s.goal_y, s.y)):
         goal[allies:] = torch.where(gap < torch.inf, place.gather(0, ally), place[allies:])
 

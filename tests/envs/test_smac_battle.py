@@ -766,3 +766,17 @@ def test_the_real_last_decision() -> None:
     assert step.state is not None and step.state[0, 21:].reshape(3, 9).argmax(1).tolist() == [6, NORTH, 6]
     killing = env.step(torch.tensor([[6, 0, 6]]))
     assert bool(killing.won) and float(killing.rewards[0, 0]) == pytest.approx(213 * 20 / 365, abs=1e-5)
+
+
+@pytest.mark.parametrize(("aimed_health", "colossus_lives"), [(45.0, True), (10.0, True), (45.0, False)])
+def test_a_beam_goes_over_the_ground_it_was_aimed_at(aimed_health: float, colossus_lives: bool) -> None:
+    """Catches sweeps that vanish with their target, and the beam of a colossus that has died laid across the way from
+    where the dead lie: the marines beside the aimed one are hit twice all the same."""
+    fight = Fight([("colossus", 10, 16)], [("marine", 15, 16), ("marine", 15, 17), ("marine", 15, 15)])
+    fight.plant(health=[200.0, aimed_health, 45.0, 45.0]).order(ATTACK)
+    while fight.of("flight")[0] > 100:
+        fight.play(1)
+    if not colossus_lives:
+        fight.battle.health[0] = 0.0
+    fight.play(16)
+    assert fight.of("health")[2:] == [5.0, 5.0]
