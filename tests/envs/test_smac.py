@@ -559,7 +559,8 @@ def test_states_that_fit_no_battle_are_refused() -> None:
     """Catches states of another batch, of another map, or with numbers that are none."""
     env, state = begun("3m", 2), begun("3m", 3).battle_state
     with pytest.raises(
-        UserError, match=r"expected finite battle.x of shape \(6, 2\), got torch.float32 of shape \(6, 3\)"
+        UserError,
+        match=r"expected finite battle.x, float32 or int64, of shape \(6, 2\), got torch.float32 of shape \(6, 3\)",
     ):
         env.set_state(state)
     own = env.battle_state
@@ -567,7 +568,28 @@ def test_states_that_fit_no_battle_are_refused() -> None:
     broken[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"expected finite battle\.health"):
         env.set_state(dataclasses.replace(own, battle=dataclasses.replace(own.battle, health=broken)))
-    with pytest.raises(UserError, match=r"expected state.steps as integers of shape \(2,\)"):
+    with pytest.raises(UserError, match=r"expected state.steps as int64 of shape \(2,\)"):
         env.set_state(dataclasses.replace(own, steps=torch.zeros(2)))
-    with pytest.raises(UserError, match=r"expected state.last_actions as integers of shape \(3, 2\)"):
+    with pytest.raises(UserError, match=r"expected state.last_actions as int64 of shape \(3, 2\)"):
         env.set_state(dataclasses.replace(own, last_actions=own.last_actions.t()))
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "says"),
+    [
+        ("last_actions", 99, r"last_actions from -1 to 8, got 99 to 99"),
+        ("target", 77, r"battle.target from -1 to 5, got 77 to 77"),
+    ],
+)
+def test_numbers_beyond_what_there_is_are_refused(part: str, value: int, says: str) -> None:
+    """Catches an index that is taken here and breaks a step later; the refused state changes nothing."""
+    env = SmacEnv("smac/3m", 2)
+    env.reset([1, 2])
+    state = env.battle_state
+    if part == "target":
+        wrong = replace(state, battle=replace(state.battle, target=torch.full_like(state.battle.target, value)))
+    else:
+        wrong = replace(state, last_actions=torch.full_like(state.last_actions, value))
+    with pytest.raises(UserError, match=says):
+        env.set_state(wrong)
+    assert torch.equal(env.battle_state.battle.x, state.battle.x)

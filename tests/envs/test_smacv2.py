@@ -132,7 +132,7 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match="call reset"):
         env.set_state(other.battle_state)
     env.reset([0])
-    with pytest.raises(UserError, match=r"state.facing as integers of shape .5, 1. from 0 to 11, got .*12 to 12"):
+    with pytest.raises(UserError, match=r"state.facing as integers of shape .5, 1. from 0 to 11, got .*12, 12"):
         env.set_state(dataclasses.replace(env.battle_state, facing=torch.full((5, 1), 12)))
 
 
