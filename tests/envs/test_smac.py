@@ -587,9 +587,11 @@ def test_numbers_beyond_what_there_is_are_refused(part: str, value: int, says: s
     env.reset([1, 2])
     state = env.battle_state
     if part == "target":
-        wrong = replace(state, battle=replace(state.battle, target=torch.full_like(state.battle.target, value)))
+        wrong = dataclasses.replace(
+            state, battle=dataclasses.replace(state.battle, target=torch.full_like(state.battle.target, value))
+        )
     else:
-        wrong = replace(state, last_actions=torch.full_like(state.last_actions, value))
+        wrong = dataclasses.replace(state, last_actions=torch.full_like(state.last_actions, value))
     with pytest.raises(UserError, match=says):
         env.set_state(wrong)
     assert torch.equal(env.battle_state.battle.x, state.battle.x)
