@@ -342,8 +342,8 @@ def test_bad_input_is_refused_by_name() -> None:
     """Catches a message that does not say what was expected, found and what to do."""
     with pytest.raises(UserError, match=r"unknown task 'mpe/simple_sprad'; nearest: mpe/simple_spread"):
         envs.make("mpe/simple_sprad", 1)
-    with pytest.raises(UserError, match=r"unknown task 'smac/3m'"):
-        envs.spec("smac/3m")
+    with pytest.raises(UserError, match=r"unknown task 'smac/4m'"):
+        envs.spec("smac/4m")
     with pytest.raises(UserError, match="no opponent"):
         envs.make("mpe/simple_spread", 1, opponent=RecordedPrey(torch.zeros(1, 2)))
     with pytest.raises(UserError, match="at least one environment, got num_envs=0"):
