@@ -159,7 +159,7 @@ def test_rewards_and_ends(name: str) -> None:
     health = torch.where(lived & (before.battle.health == 0), env.army.max_health, before.battle.health)
     shield = torch.where(health > 0, before.battle.shield, 0.0)
     before = dataclasses.replace(before, battle=dataclasses.replace(before.battle, health=health, shield=shield))
-    paid = damage_reward(before.battle, after.battle, env.spec.num_agents)
+    paid = damage_reward(before.battle.health, before.battle.shield, after.battle, env.spec.num_agents)
     step, real = env.set_state(after), real_env(env)
     codes = set()
     for column in range(SAMPLES):
