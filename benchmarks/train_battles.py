@@ -7,12 +7,14 @@ present observation alone. Every iteration plays whole episodes, so that no valu
     python -m marl_flow.benchmarks.train_battles train smac/3m --out runs/battles
     python -m marl_flow.benchmarks.train_battles select smac/3m --out runs/battles
 
-What plays is always the same mixture, in training, in measurements and in the datasets: with probability epsilon a
-uniform legal action, else one drawn from the network's distribution. Policies that are trained without the uniform part
-are brittle here: they win nearly always, and half as often with it.
+What plays is a mixture: with probability epsilon a uniform legal action, else one drawn from the network's softmax.
+Policies that are trained without the uniform part are brittle here: they win nearly always, and half as often with it.
+Training draws at temperature 1; measurements and datasets nearly take the likeliest action, as the published behaviour
+does, whose exploration is epsilon alone. Data drawn at 1 would mislead: in early training the likeliest action wins
+battles that draws lose, so that cloning the data beats them.
 
 `train` keeps an actor every few iterations, with what it returns; a killed one continues. `select` mixes, for each
-quality, actors around the published mean so that they meet it, and writes the policy file that datasets/native.py
+quality, two actors around the published mean so that they meet it, and writes the policy file that datasets/native.py
 reads, with the choices beside it.
 """
 
@@ -22,7 +24,6 @@ import argparse
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class BattleConfig:
     epsilon: float = 0.05
     """Probability of a uniform legal action: the published behaviour policies' (`instadeepai/og-marl:
     docs/dataset_cards/og_marl.md`)."""
+    temperature: float = 0.05
+    """Logits are divided by this where actors are measured and data collected."""
     entropy: float = 0.01
     discount: float = 0.99
     trace: float = 0.95
@@ -135,12 +138,19 @@ class Episodes:
 
 
 @torch.no_grad()
-def play(env: SmacEnv, actor: Actor, seeds: tuple[int, ...], generator: torch.Generator, epsilon: float) -> Episodes:
+def play(
+    env: SmacEnv,
+    actor: Actor,
+    seeds: tuple[int, ...],
+    generator: torch.Generator,
+    epsilon: float,
+    temperature: float = 1.0,
+) -> Episodes:
     """Whole episodes."""
     step = env.reset(seeds)
     frames: list[tuple[Tensor, ...]] = []
     while not step.finished.all():
-        actions = choose(actor, step, generator, epsilon)
+        actions = choose(actor, step, generator, epsilon, temperature)
         real = ~step.finished
         assert step.state is not None and step.action_mask is not None
         now = step.state.new_full((len(seeds), 1), len(frames) / env.spec.max_steps)
@@ -162,13 +172,13 @@ def play(env: SmacEnv, actor: Actor, seeds: tuple[int, ...], generator: torch.Ge
     )
 
 
-def choose(actor: Actor, step: TimeStep, generator: torch.Generator, epsilon: float) -> Tensor:
+def choose(actor: Actor, step: TimeStep, generator: torch.Generator, epsilon: float, temperature: float) -> Tensor:
     """Legal actions [E, N]; only rows that are not over are worked out, the others take their first legal action."""
     assert step.action_mask is not None
     legal = step.action_mask
     actions = legal.float().argmax(-1)
     rows = (~step.finished).nonzero()[:, 0]
-    chances = log_chances(actor(step.observations[rows]), legal[rows], epsilon)
+    chances = log_chances(actor(step.observations[rows]) / temperature, legal[rows], epsilon)
     noise = -torch.log(-torch.log(torch.rand(chances.shape, generator=generator).clamp_(1e-9, 1 - 1e-7)))
     actions[rows] = (chances + noise).argmax(-1)
     return actions
@@ -283,11 +293,12 @@ def rounded(actor: Actor) -> dict[str, Tensor]:
 
 
 def measure(env: SmacEnv, actor: Actor, config: BattleConfig) -> dict[str, float]:
-    """What the rounded actor returns, over episodes that no training and no dataset uses."""
+    """What the rounded actor returns, as the datasets play it, over episodes that no training and no dataset uses."""
     judged = Actor(env.spec, config.hidden)
     judged.load_state_dict({name: value.float() for name, value in rounded(actor).items()})
     seeds = seeding.environment_seeds("behaviour", config.seed + 1, env.num_envs)
-    episodes = play(env, judged, seeds, seeding.generator(config.seed, "measure"), config.epsilon)
+    generator = seeding.generator(config.seed, "measure")
+    episodes = play(env, judged, seeds, generator, config.epsilon, config.temperature)
     return {
         "return": round(float(episodes.returns.mean()), 3),
         "std": round(float(episodes.returns.std()), 3),
@@ -307,10 +318,10 @@ def load(folder: Path, iteration: int, spec: TaskSpec, config: BattleConfig) -> 
 def select(task_id: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The policy file's tensors and the choices behind them.
 
-    Of each quality: two neighbouring kept actors before training first passed the published mean and two from there on,
-    the nearest whose means, measured again over more episodes, lie on either side; the later two play as many of the
-    episodes as brings the mean to the target. Where none of the later ones passes it but the best come within
-    SHORTFALL, these play alone.
+    Of each quality: the last kept actor before training first passed the published mean and the first from there on
+    whose means, measured again over more episodes, lie below and above it; the later one plays as many of the episodes
+    as brings the mean to the target. Where none of the later ones passes it but the best comes within SHORTFALL, that
+    one plays alone.
     """
     record = json.loads((folder / "record.json").read_text())
     config = BattleConfig(**record["config"])
@@ -321,55 +332,45 @@ def select(task_id: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, obj
     def actor(index: int) -> Actor:
         return load(folder, int(kept[index]["iteration"]), judge.spec, config)
 
-    def mean(indices: Sequence[int]) -> float:
-        for index in indices:
-            if index not in measured:
-                measured[index] = measure(judge, actor(index), config)
-        return sum(measured[index]["return"] for index in indices) / len(indices)
+    def mean(index: int) -> float:
+        if index not in measured:
+            measured[index] = measure(judge, actor(index), config)
+        return measured[index]["return"]
 
     tensors: dict[str, Tensor] = {}
     choices: dict[str, object] = {"config": asdict(config)}
     for quality in QUALITIES:
         target = suite.dataset_means()[f"{task_id}/{quality}"]
         passed = next((index for index, row in enumerate(kept) if row["return"] >= target), len(kept))
-        early = next((pair for pair in _pairs(passed - 2, -1, kept) if mean(pair) < target), None)
-        late = next((pair for pair in _pairs(passed, 1, kept) if mean(pair) > target), None)
+        early = next((index for index in reversed(range(passed)) if mean(index) < target), None)
+        late = next((index for index in range(passed, len(kept)) if mean(index) > target), None)
         if late is None:
-            late = max(_pairs(0, 1, kept), key=lambda pair: sum(kept[index]["return"] for index in pair))
-        if early is None or late is None or mean(late) < target - SHORTFALL:
+            late = max(range(len(kept)), key=lambda index: kept[index]["return"])
+        if early is None or mean(late) < target - SHORTFALL:
             best = max(row["return"] for row in kept)
             raise UserError(f"{task_id}: expected training to pass {target} ({quality}), it reached {best}; train on")
         share = min(1.0, (target - mean(early)) / (mean(late) - mean(early)))
-        indices: tuple[int, ...] = (*early, *late)
-        shares = [(1 - share) / 2] * 2 + [share / 2] * 2
-        if share == 1.0:
-            indices, shares = late, shares[2:]
-        tensors |= _pack(quality, [actor(index) for index in indices], shares, config.epsilon)
+        chosen = {early: 1 - share, late: share} if share < 1 else {late: 1.0}
+        tensors |= _pack(quality, [actor(index) for index in chosen], list(chosen.values()), config)
         choices[quality] = {
             "target": target,
             "actors": [
                 {"iteration": int(kept[index]["iteration"]), "share": part, **measured[index]}
-                for index, part in zip(indices, shares, strict=True)
+                for index, part in chosen.items()
             ],
         }
     return tensors, choices
 
 
-def _pairs(first: int, step: int, kept: Sequence[object]) -> Iterator[tuple[int, int]]:
-    """Neighbouring actors (i, i + 1), from i = first on in steps of +-1, as far as there are any."""
-    while 0 <= first < len(kept) - 1:
-        yield first, first + 1
-        first += step
-
-
-def _pack(quality: str, actors: list[Actor], shares: list[float], epsilon: float) -> dict[str, Tensor]:
+def _pack(quality: str, actors: list[Actor], shares: list[float], config: BattleConfig) -> dict[str, Tensor]:
     """The policy file's tensors of one quality (datasets/behaviour.py)."""
     tensors = {
         f"layer{i}.{part}": torch.stack([actor.layers[i].get_parameter(part) for actor in actors]).half()
         for i in range(len(actors[0].layers))
         for part in ("weight", "bias")
     }
-    tensors["epsilon"] = torch.full((len(actors),), epsilon)
+    tensors["epsilon"] = torch.full((len(actors),), config.epsilon)
+    tensors["temperature"] = torch.full((len(actors),), config.temperature)
     tensors["episodes_share"] = torch.tensor(shares)
     return {f"{quality}/{name}": value for name, value in tensors.items()}
 

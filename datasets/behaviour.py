@@ -14,10 +14,11 @@ and, where actions are continuous (benchmarks/train_behaviour.py),
 or, where they are discrete (benchmarks/train_battles.py),
 
     <quality>/epsilon                   [S]             probability of a uniform legal action
+    <quality>/temperature               [S]             what outputs are divided by
 
 Every agent acts by the same network. Continuous: clip(tanh(output) + exp(log_std) * noise, bounds), and the clipped
 action is what is stored. Discrete: the input ends with the agent's number, one-hot; the choice is drawn from the
-softmax of the outputs over legal actions, or, with probability epsilon, uniformly from these.
+softmax of the divided outputs over legal actions, or, with probability epsilon, uniformly from these.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch import Tensor
 from marl_flow.interfaces import ActionSpec, Policy, UserError
 
 CONTINUOUS = ("log_std", "observation_mean", "observation_std")
-DISCRETE = ("epsilon",)
+DISCRETE = ("epsilon", "temperature")
 
 
 def behaviour_file(task_id: str) -> Path:
@@ -50,6 +51,7 @@ class Stack:
     observation_mean: Tensor | None = None
     observation_std: Tensor | None = None
     epsilon: Tensor | None = None
+    temperature: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -60,8 +62,11 @@ class Stack:
         """How the policies explore, in words."""
         if self.epsilon is None:
             return "Gaussian, clipped to the bounds"
-        rates = ", ".join(f"{value:g}" for value in sorted({round(float(value), 4) for value in self.epsilon}))
-        return f"drawn from the policy, uniform over legal actions with probability {rates}"
+        assert self.temperature is not None
+        return (
+            f"uniform over legal actions with probability {_numbers(self.epsilon)}, else drawn from the policy "
+            f"at temperature {_numbers(self.temperature)}"
+        )
 
     def snapshots_of(self, batch: range, episodes: int) -> Tensor:
         """Which snapshot plays each episode of a batch, [E]: training order, `episodes` split by their shares.
@@ -153,9 +158,10 @@ class ChoosingPolicy:
     network_passes = 1
 
     def __init__(self, stack: Stack, snapshots: Tensor, action: ActionSpec) -> None:
-        assert stack.epsilon is not None
+        assert stack.epsilon is not None and stack.temperature is not None
         self.stack, self.snapshots = stack, snapshots
         self.epsilon = stack.epsilon[snapshots][:, None, None]  # [E, 1, 1]
+        self.temperature = stack.temperature[snapshots][:, None, None]
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         assert num_envs == len(self.snapshots)
@@ -165,11 +171,15 @@ class ChoosingPolicy:
         assert action_mask is not None
         numbers = torch.eye(observations.shape[1]).expand(len(observations), -1, -1)
         outputs = self.stack.outputs(torch.cat([observations.float(), numbers], dim=-1), self.snapshots)
-        own = outputs.masked_fill(~action_mask, -torch.inf).softmax(-1)
+        own = (outputs / self.temperature).masked_fill(~action_mask, -torch.inf).softmax(-1)
         uniform = action_mask / action_mask.sum(-1, keepdim=True)
         chances = (1 - self.epsilon) * own + self.epsilon * uniform
         waits = -torch.log1p(-torch.rand(chances.shape, generator=self.generator, dtype=torch.float64))
         return (waits / chances.double()).masked_fill(~action_mask, torch.inf).argmin(-1)  # exponential race
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:g}" for value in sorted({round(float(value), 4) for value in values}))
 
 
 class UniformPolicy:

@@ -101,9 +101,12 @@ def test_a_behaviour_plays_what_was_measured(battles: EpisodeStore) -> None:
     names = [name for name, _ in actor.named_parameters()]
     weights = {name: dict(_layers(stack))[name] for name in names}
     actor.load_state_dict(weights)
-    expected = train_battles.log_chances(actor(step.observations[0]), step.action_mask[0], 0.05).exp()
+    assert stack.epsilon is not None and stack.temperature is not None
+    logits = actor(step.observations[0]) / stack.temperature[0]
+    expected = train_battles.log_chances(logits, step.action_mask[0], float(stack.epsilon[0])).exp()
     assert (counted - expected).abs().max() < 0.015
     assert (counted > 0).sum() == step.action_mask.sum()  # what is legal happens, what is not does not
+    assert (expected.max(-1).values > 0.5).all()  # at temperature 1 no choice of this snapshot is as likely
 
 
 def _layers(stack: behaviour.Stack) -> list[tuple[str, torch.Tensor]]:
