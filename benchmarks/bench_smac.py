@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ BATCHES = (1024, 4096)
 REPEATS = 3
 LITE_EPISODES = 5
 MEMORY_MAP, MEMORY_BATCHES, MEMORY_STEPS = "8m", (8192, 16384, 32768), 3
+KEPT_BY_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""glibc keeps freed memory up to thresholds that it raises as it goes; held low, a peak is what battles held."""
 LITE_HINT = (
     "SMAClite is not here, so no ratio: get its repository uoe-agents/smaclite and the packages in its setup.py, and "
     "name both folders in PYTHONPATH"
@@ -178,6 +181,7 @@ def lite_run(name: str) -> Run:
 def memory_rows() -> Iterator[dict[str, Any]]:
     """Peak memory of a battle, observations and states included, and how far from linear it is in their number."""
     small, middle, large = MEMORY_BATCHES
+    os.environ |= dict.fromkeys(KEPT_BY_MALLOC, "65536")  # the processes read them
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = {size: pool.apply(peak_bytes, (size,)) for size in MEMORY_BATCHES}
     first = (peaks[middle] - peaks[small]) / (middle - small)
