@@ -1,7 +1,7 @@
 """A fixed table of runs as one command: data, training, evaluation, report; whatever is finished is kept.
 
 The table says what is compared and at which budget; nothing in it is chosen per dataset. Started again after a kill,
-the same command continues: training from its last checkpoint, evaluation at the results that are missing.
+the same command continues: training from its last checkpoint, evaluation at the blocks of episodes that are missing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _SMAC = tuple(
     f"smac/{task}/{quality}" for task in ("3m", "2s3z", "5m_vs_6m", "8m") for quality in ("good", "medium", "poor")
 )
 _SMAC_SETTINGS = ("horizon=1", "updates=1500")
-"""Chosen on 3m/medium among horizons 1 and 4 and histories 0 and 3, on episodes that no evaluation uses."""
+"""Chosen among horizons 1 and 4 and histories 0 and 3 on an earlier 3m/medium, on episodes that no evaluation uses."""
 CAMPAIGNS = {
     "mpe": Campaign(
         about="CoFlow (compact) and BC on the twelve native MPE datasets, each method at its preset's own budget",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import re
@@ -16,10 +17,12 @@ from marl_flow import baselines, checkpoint, datasets, evaluation, run_log, seed
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.opponents import environment
 from marl_flow.checkpoint import Header
+from marl_flow.config import digest
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
 from marl_flow.interfaces import EXECUTIONS, Acting, Algorithm, EvaluationResult, Execution, UserError
-from marl_flow.run_folder import CONFIG
+from marl_flow.run_folder import CONFIG, made_with
+from marl_flow.run_log import BlockLog
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +31,13 @@ NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`."""
+    """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`.
+
+    `steps` and `actions_per_plan`, in all combinations, are asked of methods that sample in steps.
+    """
 
     steps: tuple[int, ...] = (1, 2, 3, 5, 10)
+    actions_per_plan: tuple[int, ...] = (1,)
     episodes: int = 100
     executions: tuple[Execution, ...] = ()
     target: str = "quantile:0.9"
@@ -38,8 +45,9 @@ class Asked:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) != len(self.steps):
-            raise UserError(f"k: expected different step counts of at least 1, got {self.steps}")
+        for name, counts in (("k", self.steps), ("actions-per-plan", self.actions_per_plan)):
+            if not counts or min(counts) < 1 or len(set(counts)) != len(counts):
+                raise UserError(f"{name}: expected different numbers of at least 1, got {counts}")
         if not 0.0 <= self.gate_scale <= 1.0:
             raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
 
@@ -47,35 +55,50 @@ class Asked:
 def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
     """Plays what is asked of a run folder, or of a checkpoint file in one, and appends it to the run's results.
 
-    Returns the new results. What the run holds already is skipped unless `again`.
+    Returns the new results. What the run holds already is skipped unless `again`: results, and of an evaluation that
+    was killed the blocks of episodes it had finished.
     """
     device = training.checked_device(asked.device)
     seeds = evaluation.evaluation_seeds(asked.episodes)
-    algorithm, header = checkpoint.load_algorithm(run, baselines.get, device=device)
+    file = (checkpoint.latest(run) if run.is_dir() else run) or run
+    algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=device)
     folder = run if run.is_dir() else run.resolve().parent.parent
     if not (folder / CONFIG).is_file():
         raise UserError(f"{run}: expected a run folder, or a checkpoint file in one; {folder} has no {CONFIG}")
     protocol = protocol_of(header, is_file=run.is_file())
     requests = requests_of(algorithm, header, asked)
-    place, _ = evaluation.machine(algorithm)
+    place, model = evaluation.machine(algorithm)
+    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, made_with())
     done = set() if again else {_key(result) for result in run_log.read_results(folder)}
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
         wanted = [acting for other, acting in requests if other == rule]
-        missing = [acting for acting in wanted if _wanted_key(header, acting, rule, protocol, seeds, place) not in done]
+        missing: dict[Acting, BlockLog] = {}
+        for acting in wanted:
+            key = _wanted_key(header, acting, rule, protocol, seeds, place)
+            blocks = BlockLog(folder, digest(key, *made_by))
+            if again or key in done:
+                blocks.remove()
+            if key not in done:
+                missing[acting] = blocks
         if len(missing) < len(wanted):
             log.info("%s: %d of %d evaluations are there already", folder, len(wanted) - len(missing), len(wanted))
+        if begun := sum(blocks.path.exists() for blocks in missing.values()):
+            log.info("%s: %d evaluations continue behind their last finished block", folder, begun)
         if missing:
             found = evaluation.evaluate(
                 algorithm,
                 header,
                 lambda rows: environment(algorithm.spec, rows, device),
-                missing,
+                list(missing),
                 seeds=seeds,
                 protocol=protocol,
                 target_rule=rule,
+                logs=list(missing.values()),
             )
             run_log.append_results(folder, found)
+            for blocks in missing.values():
+                blocks.remove()
             results += found
     if gif:
         for acting in {acting.execution: acting for _, acting in reversed(requests)}.values():
@@ -108,9 +131,12 @@ def requests_of(algorithm: Algorithm, header: Header, asked: Asked) -> list[tupl
         rule, target = "none", None
         if algorithm.return_conditioned:
             rule, target = target_return(asked.target, algorithm, header, execution)
-        for steps in asked.steps if algorithm.samples_in_steps else (None,):
-            acting = Acting(execution=execution, num_sampling_steps=steps, target_return=target)
-            requests.append((rule, replace(acting, gate_scale=asked.gate_scale)))
+        acting = Acting(execution=execution, target_return=target, gate_scale=asked.gate_scale)
+        if not algorithm.samples_in_steps:
+            requests.append((rule, acting))
+            continue
+        for count, steps in itertools.product(asked.actions_per_plan, asked.steps):
+            requests.append((rule, replace(acting, num_sampling_steps=steps, actions_per_plan=count)))
     return requests
 
 
@@ -121,7 +147,11 @@ def target_return(text: str, algorithm: Algorithm, header: Header, execution: Ex
     configuration of this dataset and execution.
     """
     identity = catalog.parse(header.run.dataset_id)
-    rule = suite.cell(f"{identity.task_id}/{identity.quality}", execution).target_rule if text == "paper" else text
+    rule = (
+        suite.cell(suite.published_name(identity.task_id, identity.quality), execution).target_rule
+        if text == "paper"
+        else text
+    )
     if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
         store = datasets.load(header.run.dataset_id)
         if store.digest != header.run.dataset_digest:
@@ -142,7 +172,7 @@ def _key(result: EvaluationResult) -> tuple[Any, ...]:
     return (
         *(result.config_digest, result.dataset_id, result.dataset_digest, result.training_seed, result.update),
         *(result.protocol, result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
-        *(result.gate_scale, result.seeds, result.device),
+        *(result.gate_scale, result.actions_per_plan, result.seeds, result.device),
     )
 
 
@@ -153,15 +183,21 @@ def _wanted_key(
     return (
         *(run.config_digest, run.dataset_id, run.dataset_digest, run.training["seed"], header.update),
         *(protocol, acting.execution, acting.num_sampling_steps, rule, acting.target_return),
-        *(acting.gate_scale, tuple(seeds), device),
+        *(acting.gate_scale, acting.actions_per_plan, tuple(seeds), device),
     )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def rollout_name(acting: Acting) -> str:
     """File name of an animated picture of one way of acting."""
     steps = f"_k{acting.num_sampling_steps}" if acting.num_sampling_steps else ""
+    actions = f"_m{acting.actions_per_plan}" if acting.actions_per_plan != 1 else ""
     gates = f"_gates{acting.gate_scale:g}" if acting.gate_scale != 1.0 else ""
-    return f"rollout_{acting.execution}{steps}{gates}.gif"
+    return f"rollout_{acting.execution}{steps}{actions}{gates}.gif"
 
 
 def write_rollout(algorithm: Algorithm, acting: Acting, path: Path, seed: int, device: torch.device) -> None:
@@ -181,7 +217,9 @@ def describe(result: EvaluationResult) -> str:
     """One line about a result for a terminal."""
     mean = sum(result.team_returns) / len(result.team_returns)
     steps = f" k {result.num_sampling_steps:<3}" if result.num_sampling_steps else ""
+    actions = f" m {result.actions_per_plan:<3}" if result.actions_per_plan != 1 else ""
     latency = f"{result.latency_ms_p50:.2f} ms a decision"
     return (
-        f"{result.algorithm} {result.execution}{steps}: return {mean:.1f} over {len(result.seeds)} episodes, {latency}"
+        f"{result.algorithm} {result.execution}{steps}{actions}: return {mean:.1f} over {len(result.seeds)} episodes, "
+        f"{latency}"
     )

@@ -42,6 +42,7 @@ def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
         "config_digest": first.config_digest,
         "execution": first.execution,
         "k": first.num_sampling_steps,
+        "actions_per_plan": first.actions_per_plan,
         "return": row.mean,
         "return_low": low,
         "return_high": high,
@@ -99,7 +100,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[
 def dataset_section(title: str, among: Sequence[Row]) -> str:
     """Markdown of one dataset: what was measured on it here."""
     header = [
-        *("Method", "Exec.", "k", "Return [95 %]", "Score [95 %]", "Won, % [95 %]", "Beats bc", "Training seeds"),
+        *("Method", "Exec.", "k", "m", "Return [95 %]", "Score [95 %]", "Won, % [95 %]", "Beats bc", "Training seeds"),
         *("Episodes", "Updates"),
         *("Target return", "Passes", "Latency p50 / p95, ms", "Protocol"),
     ]
@@ -113,6 +114,7 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
                 label(row, among),
                 first.execution[0].upper(),
                 str(first.num_sampling_steps or "-"),
+                m_text(row),
                 interval_text(row.mean, *row.interval),
                 score,
                 win_text(row),
@@ -121,7 +123,7 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
                 str(len(first.seeds)),
                 str(first.update),
                 target,
-                str(first.network_passes),
+                f"{first.network_passes:g}",
                 "mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f} / {row.latency_ms[1]:.2f}",
                 first.protocol,
             ]
@@ -138,7 +140,7 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
         f"## {title}",
         f"Task {among[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
         f"{', '.join(devices)}.",
-        table(header, body, range(2, 10)),
+        table(header, body, range(2, 11)),
     ]
     return "\n\n".join(lines)
 
@@ -157,6 +159,11 @@ def published_section(dataset: str) -> str:
         body.append([row.method, *cells, row.scale, row.spread_kind, suite.SOURCES[row.source], row.note])
     header = ["Published method", "Return", "Score", "Printed as", "± is", "Source", "Note"]
     return table(header, body, (1, 2)) if body else ""
+
+
+def m_text(row: Row) -> str:
+    """Actions a plan; a dash for methods that do not sample plans."""
+    return str(row.first.actions_per_plan) if row.first.num_sampling_steps else "-"
 
 
 def win_text(row: Row) -> str:
@@ -189,7 +196,7 @@ def summary(all_rows: Sequence[Row]) -> str:
     lines = []
     for title, here in by_data(all_rows).items():
         width = max(len(label(row, here)) for row in here)
-        lines += [title, f"  {'method':<{width}}  exec.   k  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
+        lines += [title, f"  {'method':<{width}}  exec.   k   m  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
         for row in here:
             one = record(row, here)
             score = "-"
@@ -197,19 +204,20 @@ def summary(all_rows: Sequence[Row]) -> str:
                 score = interval_text(one["score"], one["score_low"], one["score_high"])
             lines.append(
                 f"  {label(row, here):<{width}}  {row.first.execution[0].upper():<5}  "
-                f"{row.first.num_sampling_steps or '-':>2}  {interval_text(row.mean, *row.interval):>22}  {score:>21}  "
+                f"{row.first.num_sampling_steps or '-':>2}  {m_text(row):>2}  "
+                f"{interval_text(row.mean, *row.interval):>22}  {score:>21}  "
                 + ("mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f}")
             )
     return "\n".join(lines)
 
 
-Way = tuple[str, str, str, int]
-"""Algorithm, preset, execution, sampling steps (0: it takes none)."""
+Way = tuple[str, str, str, int, int]
+"""Algorithm, preset, execution, sampling steps (0: it takes none), actions a plan."""
 
 
 def overview(all_rows: Sequence[Row]) -> str:
     """Markdown of every dataset in a line, each cell `return [95 %] (score) won`: the ways of acting that all datasets
-    have, then, of datasets that have more, every step count.
+    have, then, of datasets that have more, every step count and every number of actions a plan.
 
     A cell is empty where a dataset has several such rows, which its own section tells apart.
     """
@@ -218,7 +226,8 @@ def overview(all_rows: Sequence[Row]) -> str:
     for title, here in groups.items():
         for row in here:
             first = row.first
-            way = (first.algorithm, first.preset, first.execution, first.num_sampling_steps or 0)
+            steps = first.num_sampling_steps or 0
+            way = (first.algorithm, first.preset, first.execution, steps, first.actions_per_plan)
             cells.setdefault(title, {}).setdefault(way, []).append(row)
     everywhere = set.intersection(*(set(found) for found in cells.values()))
     parts = [_overview_table(cells, sorted(everywhere))]
@@ -244,7 +253,10 @@ def _overview_table(cells: Mapping[str, Mapping[Way, Sequence[Row]]], ways: Sequ
                 mark += f" {100 * row.win_rate:.0f} % won"
             line.append(interval_text(row.mean, *row.interval) + mark)
         body.append(line)
-    names = [f"{way[0]}-{way[2][0].upper()} k={way[3]}" if way[3] else way[0] for way in ways]
+    names = [
+        (f"{name}-{execution[0].upper()} k={k}" if k else name) + (f" m={m}" if m != 1 else "")
+        for name, _, execution, k, m in ways
+    ]
     header = ["Dataset", "Training seeds", *names]
     return table(header, body, range(1, len(header)))
 
@@ -258,9 +270,10 @@ def markdown(
         "Every number is the mean team return over evaluation episodes (and training seeds, where there are several), "
         "with a 95 % bootstrap interval over both; evaluation seeds are shared by all methods, step counts and "
         "executions. With one training seed the interval says nothing about the luck of training. Exec.: C "
-        "centralized, D decentralized. k: sampling steps. Beats bc: probability of a higher return than bc on the same "
-        "evaluation seed. Won: share of won episodes, with Wilson's interval where there is one training seed. Passes: "
-        "forward passes of the largest network in one joint decision.",
+        "centralized, D decentralized. k: sampling steps. m: actions a plan. Beats bc: probability of a higher return "
+        "than bc on the same evaluation seed. Won: share of won episodes, with Wilson's interval where there is one "
+        "training seed. Passes: forward passes of the largest network a joint decision; passes and latency are "
+        "averages over the m decisions of a plan.",
     ]
     if len(by_data(all_rows)) > 1:
         parts += [

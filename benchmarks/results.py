@@ -16,7 +16,6 @@ import numpy as np
 
 from marl_flow import run_log
 from marl_flow.benchmarks import scores, suite
-from marl_flow.config import from_json
 from marl_flow.interfaces import EvaluationResult, UserError
 from marl_flow.seeding import derive_seed
 
@@ -32,6 +31,7 @@ SAME_ROW = (
     "config_digest",
     "execution",
     "num_sampling_steps",
+    "actions_per_plan",
     "gate_scale",
     "target_rule",
     "protocol",
@@ -42,7 +42,7 @@ SAME_ROW = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method on one dataset in one execution at one number of sampling steps, over all its training seeds."""
+    """One method on one dataset in one way of acting, over all its training seeds."""
 
     first: EvaluationResult
     training_seeds: tuple[int, ...]
@@ -71,9 +71,12 @@ class Row:
 
     @property
     def dataset(self) -> str:
-        """suite/task/quality: the dataset's name without origin and version."""
+        """suite/task/quality as published tables call it: the dataset's name without origin and version."""
         name = self.first.dataset_id
-        return "/".join(name.split("/")[1:]).rpartition("-v")[0] if name.count("/") == 3 else name
+        if name.count("/") != 3:
+            return name
+        _, kind, task, quality = name.split("/")
+        return suite.published_name(f"{kind}/{task}", quality.rpartition("-v")[0])
 
     @property
     def reference(self) -> suite.Reference | None:
@@ -103,7 +106,7 @@ def read_results(path: Path) -> list[EvaluationResult]:
     results = []
     for number, record in enumerate(run_log.read_lines(path), 1):
         try:
-            result = from_json(EvaluationResult, record)
+            result = run_log.result_of(record)
             episodes = len(result.seeds)
             each = ("agent_returns", "team_returns", "lengths", *(("won",) if result.won is not None else ()))
             counts = {name: len(getattr(result, name)) for name in each}
@@ -136,8 +139,10 @@ def _row(group: Mapping[int, tuple[EvaluationResult, Path]]) -> Row:
     results = [group[seed][0] for seed in sorted(group)]
     first = results[0]
     returns = np.array([result.team_returns for result in results], dtype=np.float64)
-    # not the digest: data built elsewhere differ in their last bits, which should leave the draws alone
-    names = [getattr(first, name) for name in SAME_ROW if name not in ("seeds", "dataset_digest", "opponent")]
+    # not the digest: data built elsewhere differ in their last bits, which should leave the draws alone; nor what came
+    # later than the first tables, which should keep their intervals
+    unnamed = ("seeds", "dataset_digest", "opponent", "actions_per_plan")
+    names = [getattr(first, name) for name in SAME_ROW if name not in unnamed]
     machines = tuple(sorted({(result.device, result.model) for result in results}))
     times = np.array([(result.latency_ms_p50, result.latency_ms_p95) for result in results])
     p50, p95 = np.median(times, axis=0).tolist()
@@ -176,7 +181,8 @@ def _order(row: Row) -> tuple[Any, ...]:
             first.preset,
             first.config_digest,
         ),
-        *(first.execution, first.gate_scale, first.target_rule, first.protocol, first.update, steps, first.seeds),
+        *(first.execution, first.gate_scale, first.target_rule, first.protocol, first.update),
+        *(first.actions_per_plan, steps, first.seeds),
     )
 
 
@@ -219,6 +225,7 @@ def label(row: Row, among: Sequence[Row]) -> str:
     marks = {
         "config_digest": f"config {first.config_digest[:6]}",
         "update": f"{first.update} updates",
+        "actions_per_plan": f"m={first.actions_per_plan}",
         "gate_scale": f"gates x {first.gate_scale:g}",
         "target_rule": f"target {first.target_rule}",
         "protocol": first.protocol,

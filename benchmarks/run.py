@@ -62,7 +62,9 @@ def plan(
         if algorithm != "coflow":
             raise UserError(f"cell: the paper's configurations are of coflow, not of {algorithm}; leave it out")
         identity = entry.dataset_id
-        config = override(config, suite.cell(f"{identity.task_id}/{identity.quality}", cell).coflow_settings)
+        config = override(
+            config, suite.cell(suite.published_name(identity.task_id, identity.quality), cell).coflow_settings
+        )
     ours, shared = _sorted_settings(settings, config)
     return Plan(
         dataset_id=str(entry.dataset_id),

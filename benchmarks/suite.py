@@ -186,6 +186,12 @@ def cells() -> tuple[Cell, ...]:
     )
 
 
+def published_name(task_id: str, quality: str) -> str:
+    """A dataset as these tables call it, suite/task/quality: the real game's maps stand under `smac`."""
+    suite, _, task = task_id.partition("/")
+    return f"{suite.removesuffix('-sc2')}/{task}/{quality}"
+
+
 def cell(dataset: str, execution: Execution) -> Cell:
     """The paper's configuration of a dataset suite/task/quality in one execution."""
     for row in cells():

@@ -192,13 +192,21 @@ _MEANS: Mapping[
 }
 
 
-def _entries(origin: str, suites: tuple[str, ...], *, licence: str, source: str, citation: str) -> Iterator[Entry]:
-    """One entry per task and quality of the suites, in the order of the table of means."""
+REAL_GAME = "smac-sc2"
+"""The suite whose tasks SMAC's published data are of: StarCraft II itself. `smac` is the embedded simulator's."""
+
+
+def _entries(
+    origin: str, suites: tuple[str, ...], *, licence: str, source: str, citation: str, smac: str = "smac"
+) -> Iterator[Entry]:
+    """One entry per task and quality of the suites, in the order of the table of means; `smac` names SMAC's tasks."""
     for task_id, (published_source, means) in _MEANS.items():
         suite, task = task_id.split("/")
         for quality, mean in means.items() if suite in suites else ():
             yield Entry(
-                dataset_id=DatasetId(origin=origin, suite=suite, task=task, quality=quality, version=1),
+                dataset_id=DatasetId(
+                    origin=origin, suite=smac if suite == "smac" else suite, task=task, quality=quality, version=1
+                ),
                 published_mean=mean,
                 published_source=published_source,
                 licence=licence,
@@ -237,6 +245,7 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
             *_entries(
                 "ogmarl",
                 ("smac", "mamujoco"),
+                smac=REAL_GAME,
                 licence="apache-2.0",
                 source="OG-MARL's data, four behaviour policies: Hugging Face InstaDeepAI/og-marl (core), "
                 "instadeepai/og-marl",

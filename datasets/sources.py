@@ -189,28 +189,28 @@ FILES: Mapping[str, RemoteFile] = {
         _omar_arrays("simple_tag", "https://pan.baidu.com/s/16W-UyyCtfKDt9oTgeNOhJA (extraction code m7vw)"),
         _omar_arrays("simple_world", "https://pan.baidu.com/s/1pjZmeIAlaepPpug3b5olGA (extraction code 5k3t)"),
         _og_marl_vault(
-            "smac/3m",
+            f"{catalog.REAL_GAME}/3m",
             "smac_v1/3m",
             "1.39 GB",
             1_391_810_903,
             "4cc6dd8462a1811cdf282a9e2308c8c2367f55d6abaf715389abc4e8182f4727",
         ),
         _og_marl_vault(
-            "smac/2s3z",
+            f"{catalog.REAL_GAME}/2s3z",
             "smac_v1/2s3z",
             "1.75 GB",
             1_753_455_784,
             "aedfde67b00c972d9094340c5c41b2b8e1678e9e3a411b7a629b7246f8fa3f3f",
         ),
         _og_marl_vault(
-            "smac/5m_vs_6m",
+            f"{catalog.REAL_GAME}/5m_vs_6m",
             "smac_v1/5m_vs_6m",
             "2.04 GB",
             2_042_271_016,
             "a87997f805a0a4a646accbbb273f856fc04f859e2ed2a03c4aaa6d41c585c125",
         ),
         _og_marl_vault(
-            "smac/8m",
+            f"{catalog.REAL_GAME}/8m",
             "smac_v1/8m",
             "2.53 GB",
             2_533_505_237,
@@ -230,10 +230,10 @@ FILES: Mapping[str, RemoteFile] = {
                 "mamujoco/2ant",
                 "mamujoco/4ant",  # the only source: the hosting site has no vault of these qualities
                 "mamujoco/2halfcheetah",
-                "smac/3m",
-                "smac/2s3z",
-                "smac/5m_vs_6m",
-                "smac/8m",
+                f"{catalog.REAL_GAME}/3m",
+                f"{catalog.REAL_GAME}/2s3z",
+                f"{catalog.REAL_GAME}/5m_vs_6m",
+                f"{catalog.REAL_GAME}/8m",
             )
         ),
     )

@@ -6,7 +6,7 @@ smac/env/starcraft2/{starcraft2.py,maps/smac_maps.py}`. Those of `marl_flow.envs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -53,12 +53,16 @@ def _spec(
     )
 
 
-def _battle(
+def _battles(
     name: str, *, agents: int, enemies: int, observation_size: int, max_steps: int, state_size: int
-) -> TaskSpec:
-    """A StarCraft map. Choices: no-op, stop, four moves, then one attack per enemy."""
+) -> Iterator[TaskSpec]:
+    """A StarCraft map in the embedded simulator and in the game, which published data are of.
+
+    Choices: no-op, stop, four moves, then one attack per enemy.
+    """
     action = ActionSpec(kind="discrete", size=6 + enemies)
-    return _spec(f"smac/{name}", agents, observation_size, action, max_steps, state_size=state_size)
+    for suite in ("smac", "smac-sc2"):
+        yield _spec(f"{suite}/{name}", agents, observation_size, action, max_steps, state_size=state_size)
 
 
 TASKS: Mapping[str, TaskSpec] = MappingProxyType(
@@ -71,10 +75,10 @@ TASKS: Mapping[str, TaskSpec] = MappingProxyType(
             _spec("mamujoco/2ant", 2, 56, _box(4), 1000),
             _spec("mamujoco/4ant", 4, 37, _box(2), 1000),
             _spec("mamujoco/2halfcheetah", 2, 15, _box(3), 1000),
-            _battle("3m", agents=3, enemies=3, observation_size=30, max_steps=60, state_size=48),
-            _battle("8m", agents=8, enemies=8, observation_size=80, max_steps=120, state_size=168),
-            _battle("2s3z", agents=5, enemies=5, observation_size=80, max_steps=120, state_size=120),
-            _battle("5m_vs_6m", agents=5, enemies=6, observation_size=55, max_steps=70, state_size=98),
+            *_battles("3m", agents=3, enemies=3, observation_size=30, max_steps=60, state_size=48),
+            *_battles("8m", agents=8, enemies=8, observation_size=80, max_steps=120, state_size=168),
+            *_battles("2s3z", agents=5, enemies=5, observation_size=80, max_steps=120, state_size=120),
+            *_battles("5m_vs_6m", agents=5, enemies=6, observation_size=55, max_steps=70, state_size=98),
         )
     }
 )

@@ -72,6 +72,7 @@ def evaluate(
     /,
     *,
     k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 2, 3, 5, 10),
+    actions_per_plan: Annotated[tuple[int, ...], arg(metavar="M [M ...]")] = (1,),
     episodes: int = 100,
     execution: Annotated[tuple[Literal["centralized", "decentralized"], ...], arg(metavar="EXECUTION [...]")] = (),
     target: str = "quantile:0.9",
@@ -80,11 +81,14 @@ def evaluate(
     gif: bool = False,
     again: bool = False,
 ) -> int:
-    """Plays evaluation episodes with trained runs and adds the results to them; what is there already is skipped.
+    """Plays evaluation episodes with trained runs and adds the results to them; what is there already is skipped, and
+    an evaluation that was killed continues.
 
     Args:
         runs: Run folders, or checkpoint files inside one.
         k: Numbers of sampling steps, of methods that sample in steps.
+        actions_per_plan: Numbers of actions executed per plan, up to the run's horizon, of methods that sample in
+            steps; 1, as in the paper, plans anew for every action.
         episodes: How many episodes; the same ones for every method, execution and step count.
         execution: Executions; without it, all the run was trained for.
         target: Return asked for, of return-conditioned methods. quantile:0.9 of the training data's returns;
@@ -92,7 +96,7 @@ def evaluate(
         gate_scale: Multiplies every attention gate; 0 cuts the agents off from each other inside the network.
         device: cpu, cuda or cuda:1.
         gif: Also write a rollout_*.gif of the first episode.
-        again: Play and add results that are there already.
+        again: Play and add results that are there already, from the first episode on.
     """
     from marl_flow.benchmarks.evaluate import Asked, describe
     from marl_flow.benchmarks.evaluate import evaluate as evaluate_run
@@ -100,7 +104,15 @@ def evaluate(
 
     if not runs:
         raise UserError("name at least one run folder, e.g. marl-flow eval runs/...")
-    asked = Asked(steps=k, episodes=episodes, executions=execution, target=target, gate_scale=gate_scale, device=device)
+    asked = Asked(
+        steps=k,
+        actions_per_plan=actions_per_plan,
+        episodes=episodes,
+        executions=execution,
+        target=target,
+        gate_scale=gate_scale,
+        device=device,
+    )
     for folder in runs:
         for result in evaluate_run(folder, asked, gif=gif, again=again):
             print(describe(result))

@@ -1,7 +1,8 @@
-"""Evaluation: every episode of every way of acting, stepped together; then the time one decision takes.
+"""Evaluation: block after block of episodes, every way of acting stepped together; then the time a decision takes.
 
 Paired by design: all requests play the same seeds, and the noise a policy draws depends on the block of episodes it
-plays, not on the request, so that two step counts or two methods differ by what they do and by nothing else.
+plays, not on the request, so that two step counts or two methods differ by what they do and by nothing else. For the
+same reason a block can be kept when it is over, and an evaluation that was killed continues at the next one.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import contextlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +23,20 @@ from torch import Tensor
 from marl_flow import seeding
 from marl_flow.checkpoint import Header
 from marl_flow.interfaces import Acting, Algorithm, EvaluationResult, Policy, TaskSpec, TimeStep, UserError, VectorEnv
+from marl_flow.run_log import BlockLog
 
 MakeEnv = Callable[[int], VectorEnv]
 """Number of rows -> environment; the rows play whatever seeds they are reset to."""
 
 BLOCK = 128
-"""Episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+"""Most episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+BLOCK_STEPS = 25_000
+"""Most environment steps of a block, unless one episode has more: long evaluations are kept in pieces."""
+
+
+def block_rows(max_steps: int) -> int:
+    """Episodes of one block, of a task whose episodes last up to `max_steps`; no machine or setting changes it."""
+    return max(1, min(BLOCK, BLOCK_STEPS // max_steps))
 
 
 def evaluation_seeds(episodes: int) -> tuple[int, ...]:
@@ -46,24 +56,27 @@ def evaluate(
     protocol: str = "last checkpoint",
     target_rule: str = "none",
     noise_seed: int = 0,
-    max_rows: int = 4096,
+    steps_at_once: int = 100_000,
     latency_calls: int = 50,
+    logs: Sequence[BlockLog] | None = None,
 ) -> list[EvaluationResult]:
     """One result per request, over one episode per seed.
 
     `header` says which checkpoint the algorithm is; `target_rule` how the requests' target returns were chosen, e.g.
-    "quantile 0.9 of start returns = 512.3". At most max(max_rows, BLOCK) episodes are held at once; how many changes
-    no result.
+    "quantile 0.9 of start returns = 512.3". At most `steps_at_once` environment steps, or one block, are under way at
+    once; how many changes no result. `logs`, one per request, keep every block that is over and hold those that need
+    not be played again, so that a kill costs what was under way. Latencies are measured when all are over.
     """
     single = make_env(1)
     require_same_task(algorithm.spec, single.spec)
     policies = [algorithm.policy(request) for request in requests]  # refuses impossible requests before anything runs
-    episodes = play(algorithm, make_env, requests, seeds, noise_seed=noise_seed, max_rows=max_rows)
+    episodes = play(algorithm, make_env, requests, seeds, noise_seed=noise_seed, steps_at_once=steps_at_once, logs=logs)
     device, model = machine(algorithm)
     results = []
     for request, policy, played in zip(requests, policies, episodes, strict=True):
         noise = seeding.generator(noise_seed, "latency")
-        p50, p95 = decision_latency(policy, single, seeds, noise, calls=latency_calls)
+        together = request.actions_per_plan
+        p50, p95 = decision_latency(policy, single, seeds, noise, calls=latency_calls, together=together)
         results.append(
             EvaluationResult(
                 task_id=algorithm.spec.task_id,
@@ -91,6 +104,7 @@ def evaluate(
                 device=device,
                 model=model,
                 gate_scale=request.gate_scale,
+                actions_per_plan=request.actions_per_plan,
             )
         )
     return results
@@ -113,6 +127,19 @@ class Episodes:
             won=torch.cat(won) if won else None,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, from which `from_json` makes the same bits."""
+        won = None if self.won is None else self.won.tolist()
+        return {"agent_returns": self.agent_returns.tolist(), "lengths": self.lengths.tolist(), "won": won}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Episodes:
+        return Episodes(
+            agent_returns=torch.tensor(record["agent_returns"], dtype=torch.float64),
+            lengths=torch.tensor(record["lengths"]),
+            won=None if record["won"] is None else torch.tensor(record["won"]),
+        )
+
 
 def play(
     algorithm: Algorithm,
@@ -121,28 +148,35 @@ def play(
     seeds: Sequence[int],
     *,
     noise_seed: int = 0,
-    max_rows: int = 4096,
+    steps_at_once: int = 100_000,
+    logs: Sequence[BlockLog] | None = None,
 ) -> list[Episodes]:
-    """The episodes of each request, all requests in lockstep.
+    """The episodes of each request, block by block, all requests in lockstep.
 
-    A unit is one request on one block of seeds, with a policy of its own; as many units as fit into `max_rows` share
-    one environment. Units are the same however they are shared out.
+    A block is played by a policy of its own for each request that has not played it yet (`logs`); as many of them as
+    fit into `steps_at_once` share one environment. They play the same however they are shared out.
     """
-    blocks = [tuple(seeds[start : start + BLOCK]) for start in range(0, len(seeds), BLOCK)]
-    units = [(which, number) for number in range(len(blocks)) for which in range(len(requests))]
-    parts: list[list[Episodes]] = [[] for _ in requests]
-    while units:
-        share = max(1, sum(np.cumsum([len(blocks[number]) for _, number in units]) <= max_rows))
-        taken, units = units[:share], units[share:]
-        sides = []
-        for which, number in taken:
-            policy = algorithm.policy(requests[which])
-            policy.reset(len(blocks[number]), seeding.generator(noise_seed, "acting", number))
-            sides.append((policy, blocks[number]))
-        env = make_env(sum(len(block) for _, block in sides))
-        for (which, _), episodes in zip(taken, play_together(env, sides), strict=True):
-            parts[which].append(episodes)
-    return [Episodes.joined(part) for part in parts]
+    rows = block_rows(algorithm.spec.max_steps)
+    blocks = [tuple(seeds[start : start + rows]) for start in range(0, len(seeds), rows)]
+    parts: list[dict[int, Episodes]] = [{} for _ in requests]
+    for part, log in zip(parts, logs, strict=True) if logs else ():
+        part |= {number: Episodes.from_json(record) for number, record in log.read().items()}
+    for number, block in enumerate(blocks):
+        missing = [which for which, part in enumerate(parts) if number not in part]
+        while missing:
+            share = max(1, steps_at_once // (len(block) * algorithm.spec.max_steps))
+            taken, missing = missing[:share], missing[share:]
+            sides = []
+            for which in taken:
+                policy = algorithm.policy(requests[which])
+                policy.reset(len(block), seeding.generator(noise_seed, "acting", number))
+                sides.append((policy, block))
+            env = make_env(len(sides) * len(block))
+            for which, episodes in zip(taken, play_together(env, sides), strict=True):
+                parts[which][number] = episodes
+                if logs:
+                    logs[which].add(number, episodes.to_json())
+    return [Episodes.joined([part[number] for number in range(len(blocks))]) for part in parts]
 
 
 @torch.no_grad()
@@ -213,15 +247,24 @@ def _check_actions(spec: TaskSpec, actions: Tensor, action_mask: Tensor | None, 
 
 @torch.no_grad()
 def decision_latency(
-    policy: Policy, env: VectorEnv, seeds: Sequence[int], generator: torch.Generator, *, calls: int, warm_up: int = 10
+    policy: Policy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    generator: torch.Generator,
+    *,
+    calls: int,
+    warm_up: int = 10,
+    together: int = 1,
 ) -> tuple[float, float]:
-    """Median and 95th percentile of the milliseconds of one joint decision, on observations of real episodes.
+    """Median and 95th percentile of the milliseconds a joint decision, on observations of real episodes.
 
-    `env` has one row (batch 1). The first `warm_up` calls are not counted, the next `calls` are.
+    `env` has one row (batch 1). A call is the mean of `together` decisions in a row: where that many act on one plan,
+    one of them made it, and a median of single decisions would leave planning out. The first `warm_up` calls are not
+    counted, the next `calls` are.
     """
     milliseconds: list[float] = []
     episodes, step = itertools.cycle(seeds), None
-    for _ in range(warm_up + calls):
+    for _ in range(together * (warm_up + calls)):
         if step is None or bool(step.finished.all()):
             step = env.reset([next(episodes)])
             policy.reset(1, generator)
@@ -231,7 +274,8 @@ def decision_latency(
         _wait()
         milliseconds.append((time.perf_counter() - start) * 1e3)
         step = env.step(actions)
-    p50, p95 = np.quantile(milliseconds[warm_up:], (0.5, 0.95)).tolist()
+    means = np.reshape(milliseconds, (-1, together)).mean(-1)
+    p50, p95 = np.quantile(means[warm_up:], (0.5, 0.95)).tolist()
     return p50, p95
 
 

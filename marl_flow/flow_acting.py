@@ -1,4 +1,4 @@
-"""Acting with CoFlow: condition, sample a plan, read the action off its first step."""
+"""Acting with CoFlow: condition, sample a plan, read actions off its first steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from marl_flow.flow_config import CoFlowConfig
 from marl_flow.flow_frames import PlanSpace, condition, with_numbers
 from marl_flow.flow_model import CoFlowModel
-from marl_flow.interfaces import Acting, TaskSpec
+from marl_flow.interfaces import Acting, TaskSpec, UserError
 from marl_flow.normalize import Normalizers
 from marl_flow.sampler import integrate
 
@@ -37,14 +37,24 @@ def plan_space(values: Tensor, seen: Tensor, config: CoFlowConfig, normalizers: 
 
 
 class FlowPolicy:
-    """Receding-horizon control: plan k steps of sampling, act on the first planned frame, plan again.
+    """Receding-horizon control: plan in k steps of sampling, act on the first m planned frames, plan again.
+
+    Decision j behind a planning (j = 0 to m - 1) is the action that leads from the frame observed now to the planned
+    frame of the next step: the loop is closed on what is observed, so a drift from the plan is corrected, not repeated.
+    With j = 0 the observed frame is the plan's own current frame, which conditioning holds fixed through sampling. The
+    plan's noise is drawn with it: with another m, plans behind the first get other draws.
 
     Settable from outside, for coordination probes: `gate_scale` in [0, 1]; `record_attention`, which keeps each
-    decision's attention weights in `attention`, a list over network passes and blocks of [heads, rows, N, N].
+    plan's attention weights in `attention`, a list over network passes and blocks of [heads, rows, N, N].
     """
 
     def __init__(self, model: CoFlowModel, spec: TaskSpec, normalizers: Normalizers, acting: Acting) -> None:
         assert acting.num_sampling_steps is not None and acting.target_return is not None
+        if not 1 <= acting.actions_per_plan <= model.config.horizon:
+            raise UserError(
+                f"actions-per-plan: expected 1 to {model.config.horizon}, the horizon this run plans, got "
+                f"{acting.actions_per_plan}; ask for fewer, or train with a longer horizon"
+            )
         self.model, self.config = model, model.config
         self.spec, self.normalizers, self.acting = spec, normalizers, acting
         self.device = next(model.parameters()).device
@@ -55,12 +65,14 @@ class FlowPolicy:
         self.attention: list[Tensor] = []
 
     @property
-    def network_passes(self) -> int:
-        return self.num_steps * (1 if self.config.guidance_weight == 1.0 else 2)
+    def network_passes(self) -> float:
+        return self.num_steps * (1 if self.config.guidance_weight == 1.0 else 2) / self.acting.actions_per_plan
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         self.num_envs, self.generator = num_envs, generator
         self.frames: Tensor | None = None
+        self.planned: Tensor | None = None
+        self.ahead = 0
         self.returns = torch.full((num_envs, self.spec.num_agents), self.target_return, device=self.device)
 
     @torch.no_grad()
@@ -74,8 +86,11 @@ class FlowPolicy:
             self.frames = torch.cat([self.frames[:, 1:], frame[:, None]], dim=1)
             if self.config.return_to_go_update:
                 self.returns = (self.returns - rewards.to(self.returns)) / self.config.discount
-        plan = self.plan(self.frames)
-        return self._decide(self.model.inverse(plan[:, now], plan[:, now + 1]), action_mask).to(observations.device)
+        if self.planned is None or self.ahead == self.acting.actions_per_plan:
+            self.planned, self.ahead = self.plan(self.frames), 0
+        self.ahead += 1
+        output = self.model.inverse(frame, self.planned[:, now + self.ahead])
+        return self._decide(output, action_mask).to(observations.device)
 
     def plan(self, frames: Tensor) -> Tensor:
         """Window [E, F, N, O] planned after frames [E, C + 1, N, O], normalised; decentralized: own parts."""

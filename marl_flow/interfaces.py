@@ -240,8 +240,11 @@ class Policy(Protocol):
     """Chooses actions for E episodes at once. Any history is its own and is cleared by `reset`."""
 
     @property
-    def network_passes(self) -> int:
-        """Forward passes of the largest network in one joint decision (0 for a policy without a network)."""
+    def network_passes(self) -> float:
+        """Forward passes of the largest network a joint decision: a plan's are shared by the decisions that act on it.
+
+        0 for a policy without a network.
+        """
         ...
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None: ...
@@ -262,13 +265,15 @@ class Acting:
 
     num_sampling_steps: k, generative policies only, else None. target_return: raw discounted return-to-go asked for
     at the start of an episode, per agent, return-conditioned policies only, else None. gate_scale: multiplies every
-    attention gate (0 = agents do not see each other inside the network), coordinated models only.
+    attention gate (0 = agents do not see each other inside the network), coordinated models only. actions_per_plan:
+    m, decisions from one planning to the next, 1 to the planned steps, policies that plan only.
     """
 
     execution: Execution = "decentralized"
     num_sampling_steps: int | None = None
     target_return: float | None = None
     gate_scale: float = 1.0
+    actions_per_plan: int = 1
 
 
 class Algorithm(Protocol):
@@ -347,7 +352,8 @@ class EvaluationResult:
     """One policy, one task, one execution, one step count, K episodes. Raw returns: scores are computed from files.
 
     agent_returns is K rows of N undiscounted sums, team_returns their reduction by the task's rule. Latencies are
-    milliseconds of one joint decision at batch 1. `protocol` says which checkpoint was scored. `dataset_digest` is of
+    milliseconds a joint decision at batch 1, averaged over `actions_per_plan` decisions, which hold a planning; so are
+    network_passes. `protocol` says which checkpoint was scored. `dataset_digest` is of
     the content that was trained on: builds of different size or from other behaviour policies share an id. `opponent`
     is that of the task, which was played against.
     """
@@ -371,12 +377,13 @@ class EvaluationResult:
     team_returns: tuple[float, ...]
     lengths: tuple[int, ...]
     won: tuple[bool, ...] | None
-    network_passes: int
+    network_passes: float
     latency_ms_p50: float
     latency_ms_p95: float
     device: str
     model: str
     gate_scale: float = 1.0
+    actions_per_plan: int = 1
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Files of a run that only grow: metrics and results as JSON lines, and TensorBoard beside them.
+"""Files of a run that only grow: metrics, results and blocks of episodes as JSON lines, and TensorBoard beside them.
 
 A line is one JSON object. A process killed while writing leaves at most one half line at the end, without a line end;
 the next writer takes exactly that away.
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 RESULTS = "results.jsonl"
+LATER_FIELDS = {"actions_per_plan": 1}
+"""Fields of `EvaluationResult` that older files lack, and what held then."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -134,19 +136,23 @@ class MetricsLog:
 def append_results(run_folder: Path, results: Sequence[EvaluationResult]) -> Path:
     """Path of `results.jsonl`, with one line per result added; on disk on return, all of them or none."""
     path = run_folder / RESULTS
+    _append(path, map(asdict, results), f"{len(results)} results")
+    return path
+
+
+def _append(path: Path, records: Iterable[Mapping[str, Any]], what: str) -> None:
     try:
         lines = open_lines(path)
         try:
-            lines.write(map(asdict, results))
+            lines.write(records)
             lines.sync()
         finally:
             lines.close()
     except OSError as error:
         raise UserError(
-            f"could not add {len(results)} results to {path} ({error.strerror}); earlier results are as they were; "
-            "free space or make the folder writable"
+            f"could not add {what} to {path} ({error.strerror}); earlier lines are as they were; free space or make "
+            "the folder writable"
         ) from error
-    return path
 
 
 def read_results(run_folder: Path) -> list[EvaluationResult]:
@@ -155,7 +161,34 @@ def read_results(run_folder: Path) -> list[EvaluationResult]:
     results = []
     for number, record in enumerate(read_lines(path), 1):
         try:
-            results.append(from_json(EvaluationResult, record))
+            results.append(result_of(record))
         except UserError as error:
             raise UserError(f"{path}, result {number}: {error}") from error
     return results
+
+
+def result_of(record: Mapping[str, Any]) -> EvaluationResult:
+    """The result of one line, read strictly."""
+    return from_json(EvaluationResult, {**LATER_FIELDS, **record})
+
+
+class BlockLog:
+    """Finished blocks of one unfinished evaluation: a file of its own in the run folder, one block a line.
+
+    `key` is a digest of everything the episodes depend on, so that an evaluation only finds blocks of its own.
+    """
+
+    def __init__(self, run_folder: Path, key: str) -> None:
+        self.path = run_folder / f"unfinished_{key}.jsonl"
+
+    def read(self) -> dict[int, dict[str, Any]]:
+        """Number of each block -> what it came to, as it was added; a half line is left out."""
+        return {line["block"]: line["episodes"] for line in read_lines(self.path)}
+
+    def add(self, number: int, episodes: Mapping[str, Any]) -> None:
+        """Adds a block; on disk on return."""
+        _append(self.path, [{"block": number, "episodes": episodes}], f"block {number}")
+
+    def remove(self) -> None:
+        """Forgets every block: the result is where results belong, or not wanted."""
+        self.path.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def test_every_dataset_is_listed_once_under_its_suite_and_origin(tmp_path: Path)
     headings = [line for line in lines[:-1] if not line.startswith(" ")][:-1]
     assert headings == [
         *("mpe, built here", "mpe, published by OMAR", "mpe, imported by users"),
-        *("smac, built here", "smac, published by OG-MARL", "mamujoco, published by OG-MARL"),
+        *("smac, built here", "mamujoco, published by OG-MARL", "smac-sc2, published by OG-MARL"),
     ]
     assert lines.index("mpe, built here") < lines.index(next(line for line in lines if "native/mpe" in line))
 
@@ -75,12 +75,12 @@ def test_downloads_under_way_and_done_are_told(tmp_path: Path) -> None:
     downloads.mkdir()
     (downloads / "ogmarl-3m-vault.zip.part").write_bytes(b"x")
     (downloads / "ogmarl-8m-vault.zip").write_bytes(b"x")
-    assert row_of(tmp_path, "ogmarl/smac/3m/poor-v1").comes_from == "download 1.39 GB, begun"
-    assert row_of(tmp_path, "ogmarl/smac/8m/poor-v1").comes_from == "fetched, to import"
-    for name in ("ogmarl/smac/3m/poor-v1", "ogmarl/smac/8m/poor-v1"):
+    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB, begun"
+    assert row_of(tmp_path, "ogmarl/smac-sc2/8m/poor-v1").comes_from == "fetched, to import"
+    for name in ("ogmarl/smac-sc2/3m/poor-v1", "ogmarl/smac-sc2/8m/poor-v1"):
         catalog.folder_of(name, tmp_path).mkdir(parents=True)
-    assert row_of(tmp_path, "ogmarl/smac/3m/poor-v1").comes_from == "download 1.39 GB"
-    assert row_of(tmp_path, "ogmarl/smac/8m/poor-v1").comes_from == "download 2.53 GB"
+    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB"
+    assert row_of(tmp_path, "ogmarl/smac-sc2/8m/poor-v1").comes_from == "download 2.53 GB"
 
 
 def test_a_dataset_that_is_here_shows_its_mean_beside_the_published_one(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_user_datasets_are_those_with_a_name(tmp_path: Path) -> None:
 def test_filters_choose_and_unknown_ones_are_refused(tmp_path: Path) -> None:
     """Catches a filter that hides what was asked for, and a typo that shows an empty table."""
     assert {row.dataset_id.origin for row in catalogue.rows(origin="omar", root=tmp_path)} == {"omar"}
-    chosen = catalogue.rows(origin="ogmarl", suite="smac", root=tmp_path)
-    assert len(chosen) == 12 and {row.dataset_id.suite for row in chosen} == {"smac"}
+    chosen = catalogue.rows(origin="ogmarl", suite="smac-sc2", root=tmp_path)
+    assert len(chosen) == 12 and {row.dataset_id.suite for row in chosen} == {"smac-sc2"}
     assert "  none\n" in catalogue.table(origin="user", root=tmp_path)
     with pytest.raises(UserError, match="unknown origin 'omarr'; nearest: omar"):
         catalogue.table(origin="omarr")

@@ -94,6 +94,7 @@ def test_training_seeds_share_a_row_and_nothing_else_does(tmp_path: Path) -> Non
         {"target_rule": "raw:500"},
         {"update": 20},
         {"gate_scale": 0.0},
+        {"num_sampling_steps": 2, "actions_per_plan": 4},
         {"protocol": "best checkpoint"},
         {"config_digest": "f" * 16},
         {"seeds": (1, 2, 3, 4)},
@@ -366,6 +367,37 @@ def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp
     assert cells[3] == [other, "1", *["185.6 [185.6, 185.6] (100.0)"] * 2]
     cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in second.splitlines()]
     assert cells[0][2:] == ["coflow-C k=1", "coflow-C k=3", "coflow-C k=10"] and len(cells) == 3
+
+
+def test_reused_plans_have_a_column_of_their_own(tmp_path: Path) -> None:
+    """Catches rows of different m that cannot be told apart, in any table, or that share a cell or a line of the plot;
+    and intervals of former reports that change because a column was added."""
+    flow: dict[str, Any] = {"algorithm": "coflow", "execution": "centralized", "num_sampling_steps": 3}
+    flow |= {"seeds": tuple(range(40)), "team_returns": tuple(400.0 + 37.3 * i % 191 for i in range(40))}
+    for name in ("expert", "medium"):
+        rows = [result(**flow, dataset_id=f"native/mpe/simple_spread/{name}-v1", network_passes=3.0)]
+        rows += [dataclasses.replace(rows[0], actions_per_plan=4, network_passes=0.75)]
+        rows += [result(dataset_id=rows[0].dataset_id)]
+        run(tmp_path / name, *map(line, rows))
+    path, found = report.write([tmp_path / "expert", tmp_path / "medium"], tmp_path / "out")
+    written = table_of(tmp_path / "out")
+    assert [(row["k"], row["actions_per_plan"], row["network_passes"]) for row in written[1:3]] == [
+        ("3", "1", "3"),
+        ("3", "4", "0.75"),
+    ]
+    assert written[1]["return_low"] == written[2]["return_low"]  # the draws are those of before there was an m
+    bc, one, four = found[:3]
+    assert [results.label(row, found[:3]) for row in (bc, one, four)] == [
+        *("bc (default)", "coflow (default), m=1", "coflow (default), m=4")
+    ]
+    text = path.read_text(encoding="utf-8")
+    overview = text.partition("## Overview")[2].partition("##")[0]
+    assert "| bc | coflow-C k=3 | coflow-C k=3 m=4 |" in overview and "|  |" not in overview
+    section = [cells.split(" | ") for cells in text.splitlines() if cells.startswith("| coflow (default), m=")]
+    assert [(cells[2], cells[3], cells[12]) for cells in section[:2]] == [("3", "1", "3"), ("3", "4", "0.75")]
+    assert "| bc (default) | D | - | - |" in text
+    printed = [text.split() for text in report.summary(found).splitlines() if "m=4" in text]
+    assert [words[3:6] for words in printed] == [["C", "3", "4"]] * 2
 
 
 def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:

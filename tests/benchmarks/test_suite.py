@@ -101,3 +101,9 @@ def test_tables_equal_the_design_sheets(shared) -> None:
     for name in ("published_results", "dataset_means", "configurations"):
         ours = (files("marl_flow.benchmarks") / f"{name}.csv").read_bytes()
         assert ours == (shared / "paper" / f"{name}.csv").read_bytes()
+
+
+def test_the_real_games_data_have_their_published_rows() -> None:
+    """Catches published rows and configurations that the real game's data lose by their task's name."""
+    assert suite.published_name("smac-sc2/3m", "good") == suite.published_name("smac/3m", "good") == "smac/3m/good"
+    assert suite.published_name("mpe/simple_tag", "expert") in suite.dataset_means()

@@ -27,7 +27,7 @@ def test_short_ids_mean_native_version_one() -> None:
         ("mpe/simple_spread/exprt", "unknown dataset 'mpe/simple_spread/exprt'; nearest: .*mpe/simple_spread/expert"),
         ("native/mpe/simple_spread/expert-v2", "nearest: native/mpe/simple_spread/expert-v1"),
         ("omar/mpe/simple_spread/expert-v2", "unknown dataset .*nearest: omar/mpe/simple_spread/expert-v1"),
-        ("ogmarl/smac/3m/god-v1", "unknown dataset .*nearest: ogmarl/smac/3m/good-v1"),
+        ("ogmarl/smac-sc2/3m/god-v1", "unknown dataset .*nearest: ogmarl/smac-sc2/3m/good-v1"),
         ("native/mamujoco/2ant/good-v1", "unknown dataset"),
         ("user/mpe/simple_spread/mine", "expected a dataset id like"),
         ("user/mpe/../mine-v1", "expected a dataset id like"),
@@ -54,9 +54,13 @@ def test_every_published_mean_has_its_entries() -> None:
     with (Path(suite.__file__).parent / "dataset_means.csv").open() as file:
         rows = list(csv.DictReader(file))
     means = {
-        f"{origin}/{row['suite']}/{row['task']}/{row['quality']}-v1": float(row["mean_return"])
+        f"{ours}/{row['task']}/{row['quality']}-v1": float(row["mean_return"])
         for row in rows
-        for origin in {"mpe": ("native", "omar"), "smac": ("native", "ogmarl"), "mamujoco": ("ogmarl",)}[row["suite"]]
+        for ours in {
+            "mpe": ("native/mpe", "omar/mpe"),
+            "smac": ("native/smac", "ogmarl/smac-sc2"),
+            "mamujoco": ("ogmarl/mamujoco",),
+        }[row["suite"]]
     }
     assert len(rows) == 33 and means == {name: entry.published_mean for name, entry in catalog.CATALOG.items()}
 

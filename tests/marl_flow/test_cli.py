@@ -119,6 +119,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["eval", "nowhere"], "nowhere"),
         (["eval"], "name at least one run folder"),
         (["eval", "file", "--k", "0"], "k: expected"),
+        (["eval", "file", "--actions-per-plan", "1", "1"], "actions-per-plan: expected different numbers"),
         (["eval", "file", "--gate-scale", "2"], "gate-scale: expected"),
         (["eval", "file", "--episodes", "0"], "at least one evaluation episode"),
         (["report", "nowhere"], "not a folder"),

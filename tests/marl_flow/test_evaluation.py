@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from marl_flow import evaluation, seeding
 from marl_flow.checkpoint import Header
-from marl_flow.evaluation import decision_latency, evaluate, evaluation_seeds, play, rollout_frames
+from marl_flow.evaluation import block_rows, decision_latency, evaluate, evaluation_seeds, play, rollout_frames
 from marl_flow.interfaces import Acting, ActionSpec, TaskSpec, TimeStep, UserError
+from marl_flow.run_log import BlockLog
 
 BOX = ActionSpec(kind="continuous", size=1, low=(-100.0,), high=(100.0,))
 CHOICE = ActionSpec(kind="discrete", size=3)
@@ -106,7 +108,10 @@ def header(tiny: ModuleType) -> Header:
     return Header(run=run, update=12, seconds={})
 
 
-K = [Acting(num_sampling_steps=1), Acting(num_sampling_steps=10, target_return=5.0, gate_scale=0.5)]
+K = [
+    Acting(num_sampling_steps=1),
+    Acting(num_sampling_steps=10, target_return=5.0, gate_scale=0.5, actions_per_plan=2),
+]
 
 
 def test_returns_lengths_and_wins_are_the_known_ones(header: Header) -> None:
@@ -122,6 +127,7 @@ def test_returns_lengths_and_wins_are_the_known_ones(header: Header) -> None:
         assert result.num_sampling_steps == k and result.network_passes == 7
     assert [r.target_rule for r in results] == ["none", "constant 5"]
     assert [r.target_return for r in results] == [None, 5.0] and [r.gate_scale for r in results] == [1.0, 0.5]
+    assert [r.actions_per_plan for r in results] == [1, 2]
     first = results[0]
     assert (first.update, first.training_seed, first.algorithm) == (12, 3, "ma_td3_bc")
     assert (first.dataset_id, first.task_id) == ("test/tiny/random-v1", "test/known")
@@ -160,10 +166,10 @@ def test_neither_chunking_nor_company_changes_a_result(monkeypatch: pytest.Monke
         return KnownEnv(num_envs)
 
     whole = play(algorithm(noise=1.0), make_env, K, SEEDS)
-    assert sizes == [20]
-    for max_rows, expected in ((1, [4, 4, 4, 4, 2, 2]), (9, [8, 8, 4]), (12, [12, 8])):
+    assert sizes == [8, 8, 4]
+    for steps, expected in ((1, [4, 4, 4, 4, 2, 2]), (20, [4, 4, 4, 4, 4]), (40, [8, 8, 4])):
         sizes.clear()
-        parts = play(algorithm(noise=1.0), make_env, K, SEEDS, max_rows=max_rows)
+        parts = play(algorithm(noise=1.0), make_env, K, SEEDS, steps_at_once=steps)
         assert sizes == expected
         for one, other in zip(whole, parts, strict=True):
             assert torch.equal(one.agent_returns, other.agent_returns) and torch.equal(one.lengths, other.lengths)
@@ -182,6 +188,49 @@ def test_requests_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.allclose(noise[:5], noise[5:])
     (other,) = play(algorithm(noise=1.0), KnownEnv, K[:1], SEEDS, noise_seed=1)
     assert not torch.equal(other.agent_returns, one.agent_returns)
+
+
+def test_blocks_are_those_of_the_protocol() -> None:
+    """Catches other noise than published results were drawn with, and a block of long episodes too long to lose."""
+    assert [block_rows(steps) for steps in (25, 120, 195, 200, 1000, 25_000, 30_000)] == [128, 128, 128, 125, 25, 1, 1]
+    seeds = tuple(range(130))
+    (played,) = play(algorithm(noise=1.0), KnownEnv, K[:1], seeds)
+    for number, block in enumerate((seeds[:128], seeds[128:])):
+        policy = KnownPolicy(K[0], 1.0, False)
+        policy.reset(len(block), seeding.generator(0, "acting", number))
+        (expected,) = evaluation.play_together(KnownEnv(len(block)), [(policy, block)])
+        assert torch.equal(played.agent_returns[list(block)], expected.agent_returns)
+
+
+@pytest.mark.parametrize("winnable", [True, False])
+def test_finished_blocks_are_not_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, winnable: bool) -> None:
+    """Catches blocks lost or played twice, put into another place, request or precision, or drawn with other noise."""
+    monkeypatch.setattr(evaluation, "BLOCK", 4)
+    sizes: list[int] = []
+
+    class Env(KnownEnv):
+        def now(self, rewards: Tensor) -> TimeStep:
+            return super().now(rewards) if winnable else dataclasses.replace(super().now(rewards), won=None)
+
+    def make_env(num_envs: int, stop_at: int | None = None) -> KnownEnv:
+        if len(sizes) == stop_at:
+            raise KeyboardInterrupt
+        sizes.append(num_envs)
+        return Env(num_envs)
+
+    whole = play(algorithm(noise=1 / 3), Env, K, SEEDS)
+    logs = [BlockLog(tmp_path, name) for name in ("one", "ten")]
+    with pytest.raises(KeyboardInterrupt):  # one block of both requests, and the second of the first
+        play(algorithm(noise=1 / 3), lambda n: make_env(n, 3), K, SEEDS, steps_at_once=1, logs=logs)
+    assert [sorted(log.read()) for log in logs] == [[0, 1], [0]]
+    sizes.clear()
+    parts = play(algorithm(noise=1 / 3), make_env, K, SEEDS, logs=logs)
+    assert sizes == [4, 4]  # the second block of the second request; the third one, of two episodes, of both
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one.agent_returns, other.agent_returns) and torch.equal(one.lengths, other.lengths)
+        assert (one.won is None) == (other.won is None) == (not winnable)
+        assert one.won is None or torch.equal(one.won, other.won)
+        assert one.lengths.dtype == other.lengths.dtype and one.agent_returns.dtype == other.agent_returns.dtype
 
 
 def test_every_method_is_given_the_same_seeds() -> None:
@@ -255,6 +304,27 @@ def test_latency_counts_decisions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     p50, p95 = decision_latency(policy, Slow(1), SEEDS, torch.Generator(), calls=101)
     assert (Timed.calls, Timed.rows) == (111, 1)
     assert (p50, p95) == pytest.approx((51.0, 96.0))
+
+
+def test_latency_of_reused_plans_counts_the_planning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a median over single decisions: where one in four plans, it would say that planning costs nothing."""
+    clock = [0.0]
+
+    class Planner(KnownPolicy):
+        def reset(self, num_envs: int, generator: torch.Generator) -> None:
+            super().reset(num_envs, generator)
+            self.decisions = 0
+
+        def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+            clock[0] += 0.009 if self.decisions % 4 == 0 else 0.001
+            self.decisions += 1
+            return super().act(observations, action_mask, rewards)
+
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
+    policy = Planner(Acting(), 0.0, False)
+    for together, expected in ((1, 1.0), (4, 3.0)):
+        p50, _ = decision_latency(policy, KnownEnv(1), (3,), torch.Generator(), calls=100, together=together)
+        assert p50 == pytest.approx(expected)
 
 
 def test_frames_of_a_rollout() -> None:

@@ -83,8 +83,8 @@ def batch(config: CoFlowConfig, *, discrete: bool = False, size: int = 6) -> Bat
     )
 
 
-def policy(algorithm: CoFlow, execution: str, *, steps: int = 2, envs: int = 4) -> FlowPolicy:
-    acting = Acting(execution=execution, num_sampling_steps=steps, target_return=5.0)
+def policy(algorithm: CoFlow, execution: str, *, steps: int = 2, envs: int = 4, per_plan: int = 1) -> FlowPolicy:
+    acting = Acting(execution=execution, num_sampling_steps=steps, target_return=5.0, actions_per_plan=per_plan)
     chosen = algorithm.policy(acting)
     chosen.reset(envs, seeded(3))
     return chosen
@@ -282,6 +282,44 @@ def test_same_noise_for_every_step_count_and_pass_count() -> None:
     assert torch.equal(*states)
     guided = build(dataclasses.replace(TINY, guidance_weight=1.2, condition_dropout=0.25))
     assert policy(guided, "centralized", steps=3).network_passes == 6
+
+
+@CONFIGS
+@pytest.mark.parametrize("execution", ["centralized", "decentralized"])
+@pytest.mark.parametrize("per_plan", [1, 2, 3])
+def test_plans_are_acted_on_closed_loop(
+    config: CoFlowConfig, execution: str, per_plan: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches planning too often or too seldom, the wrong planned frame, an action from the plan's own frame instead of
+    the observed one, and a first action that is not the one of receding-horizon control, bit for bit."""
+    algorithm = build(config)
+    acting = policy(algorithm, execution, per_plan=per_plan)
+    plans: list[torch.Tensor] = []
+    original = FlowPolicy.plan
+    monkeypatch.setattr(FlowPolicy, "plan", lambda self, frames: (plans.append(original(self, frames)), plans[-1])[1])
+    draw, now = seeded(4), config.history
+    for decision in range(7):
+        if decision == 5:  # in the middle of a plan of two, at the end of a plan of three
+            acting.reset(4, seeded(3))
+        observations = torch.empty(4, AGENTS, SIZE).normal_(generator=draw)
+        actions = acting.act(observations, None, torch.zeros(4, AGENTS))
+        ahead = (decision if decision < 5 else decision - 5) % per_plan
+        frame = frames_of(observations, config, algorithm.spec, algorithm.normalizers)
+        if ahead == 0:
+            assert torch.equal(plans[-1][:, now], frame)
+        with torch.no_grad():
+            inverse = acting.model.inverse
+            output = inverse(plans[-1][:, now] if ahead == 0 else frame, plans[-1][:, now + ahead + 1])
+        assert torch.equal(actions, acting._decide(output, None))
+    assert len(plans) == {1: 7, 2: 4, 3: 3}[per_plan]
+    assert acting.network_passes == 2 / per_plan
+
+
+@pytest.mark.parametrize("per_plan", [0, 4])
+def test_no_more_actions_than_planned_steps(per_plan: int) -> None:
+    """Catches acting on frames that no plan has, or a message that does not say how many there are."""
+    with pytest.raises(UserError, match=rf"actions-per-plan: expected 1 to 3, the horizon .*, got {per_plan};"):
+        policy(build(TINY), "centralized", per_plan=per_plan)
 
 
 def test_refuses_an_execution_it_was_not_trained_for() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from marl_flow.interfaces import EvaluationResult, UserError
-from marl_flow.run_log import MetricsLog, append_results, open_lines, read_lines, read_results
+from marl_flow.run_log import BlockLog, MetricsLog, append_results, open_lines, read_lines, read_results
 
 WHOLE = b'{"update": 1, "loss": 0.5}\n{"update": 2, "loss": 0.25}\n'
 
@@ -103,11 +103,36 @@ def test_numbers_that_are_not_finite_never_reach_a_file(tmp_path: Path) -> None:
 
 def test_results_come_back_as_they_went(tmp_path: Path) -> None:
     """Catches rounding, lists in place of tuples and a missing optional entry."""
-    results = [result(), result(won=None, num_sampling_steps=3, target_return=512.25, target_rule="q", gate_scale=0.5)]
+    other = {"won": None, "num_sampling_steps": 3, "target_return": 512.25, "target_rule": "q", "gate_scale": 0.5}
+    results = [result(), result(**other, actions_per_plan=4, network_passes=0.75)]
     append_results(tmp_path, results[:1])
     append_results(tmp_path, results[1:])
     assert read_results(tmp_path) == results
     assert read_results(tmp_path / "nowhere") == []
+
+
+def test_older_results_are_of_one_action_a_plan(tmp_path: Path) -> None:
+    """Catches result files of before plans were reused that can no longer be read."""
+    record = dataclasses.asdict(result())
+    del record["actions_per_plan"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
+    assert read_results(tmp_path) == [result()]
+
+
+def test_blocks_come_back_and_go(tmp_path: Path) -> None:
+    """Catches a half line that stops everything or is taken for a block, blocks under another key, and leftovers."""
+    log, other = BlockLog(tmp_path, "a"), BlockLog(tmp_path, "b")
+    blocks = {number: {"agent_returns": [[0.1, 1 / 3]], "lengths": [number], "won": None} for number in range(3)}
+    for number, block in blocks.items():
+        log.add(number, block)
+    assert log.read() == blocks and other.read() == {}
+    log.path.write_bytes(log.path.read_bytes()[:-20])
+    assert log.read() == {0: blocks[0], 1: blocks[1]}
+    log.add(2, blocks[2])
+    assert log.read() == blocks
+    log.remove()
+    assert list(tmp_path.iterdir()) == []
+    other.remove()  # nothing there: nothing to do
 
 
 @pytest.mark.parametrize("change", [{"update": "10"}, {"extra": 1}, {"lengths": [1.5]}, {"won": None, "seeds": None}])

@@ -37,14 +37,19 @@ def test_the_known_tasks_are_the_published_ones() -> None:
         "mamujoco/2ant": (2, 56, 4, 1000, None),
         "mamujoco/4ant": (4, 37, 2, 1000, None),
         "mamujoco/2halfcheetah": (2, 15, 3, 1000, None),
-        "smac/3m": (3, 30, 9, 60, 48),
-        "smac/8m": (8, 80, 14, 120, 168),
-        "smac/2s3z": (5, 80, 11, 120, 120),
-        "smac/5m_vs_6m": (5, 55, 12, 70, 98),
+    } | {
+        f"{suite}/{name}": sizes
+        for suite in ("smac", "smac-sc2")
+        for name, sizes in {
+            "3m": (3, 30, 9, 60, 48),
+            "8m": (8, 80, 14, 120, 168),
+            "2s3z": (5, 80, 11, 120, 120),
+            "5m_vs_6m": (5, 55, 12, 70, 98),
+        }.items()
     }
     for name, spec in TASKS.items():
         assert spec.task_id == name and spec.agents[0] == "agent_0"
-        assert spec.action.is_discrete == name.startswith("smac/")
+        assert spec.action.is_discrete == name.startswith("smac")
         assert has_agent_ids(spec) == name.startswith("mamujoco/")
         assert TaskSpec.from_json(spec.to_json()) == spec
 
