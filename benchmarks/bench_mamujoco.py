@@ -2,25 +2,32 @@
 
 Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers. Ours
 uses two cores and the libraries one: ratios of wall time need the second core free, those per CPU-second do not. Steps
-include resets, observations and rewards; actions are random and drawn beforehand. `benchmarks/bench.py` prints them.
+include resets, observations and rewards; actions are random and drawn beforehand. The last row is the wall time of an
+evaluation, with as many threads as torch takes. `benchmarks/bench.py` prints them.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from marl_flow import seeding
+from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
+from marl_flow.benchmarks import run as making
 from marl_flow.benchmarks.bench_mpe import one_thread
+from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
+from marl_flow.benchmarks.data import training_data
+from marl_flow.datasets import native
 from marl_flow.envs import mamujoco_engine as engine
 from marl_flow.envs.mamujoco import FRAME_SKIP, RobotEnv
-from marl_flow.interfaces import TimeStep
+from marl_flow.interfaces import Acting, TimeStep
 
 NUM_ENVS, NUM_THREADS = 64, 2
 EPISODE = 40
@@ -29,6 +36,8 @@ SINGLE_EPISODES = {"Ant": 40, "HalfCheetah": 200}
 """Episodes of one repeat where one robot is stepped alone."""
 REPEATS = 5
 GYMNASIUM_TARGET, LIBRARY_TARGET, OBSERVATION_TARGET = 2.0, 3.0, 10.0
+EVALUATED, EVALUATION_TARGET = 100, 900
+"""Episodes of the evaluation that is timed, and seconds it may take."""
 
 Run = Callable[[], int]
 """Plays something and returns how many environment steps it made."""
@@ -36,7 +45,8 @@ Run = Callable[[], int]
 
 def rows() -> Iterator[dict[str, Any]]:
     """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
-    share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first."""
+    share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first; in
+    the end an evaluation."""
     with one_thread():
         for task_id, scenario, partition in (
             ("mamujoco/2ant", "Ant", "2x4"),
@@ -61,6 +71,29 @@ def rows() -> Iterator[dict[str, Any]]:
             speeds, _ = in_turn(engine_runs(env._partition.robot.model))
             for way, speed in speeds.items():
                 yield row(f"  {way}, engine alone", speed, "steps/s")
+    yield row(f"2halfcheetah, {EVALUATED} episodes of CoFlow-C, k = 1", evaluation_seconds(), "s", EVALUATION_TARGET)
+
+
+def evaluation_seconds() -> float:
+    """Wall time of an evaluation over whole episodes: CoFlow (compact, horizon and history of the paper) on a robot
+    that never falls. How well it was trained changes nothing, so it hardly was."""
+    with tempfile.TemporaryDirectory() as place:
+        store = native.build("mamujoco/2halfcheetah/poor", Path(place) / "data", envs.make, episodes=10)
+        planned = making.plan(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
+        kind, data = baselines.get(planned.algorithm), training_data(store)
+        trained = training.train(
+            Path(place) / "run", kind, planned.config, planned.training, data, preset=planned.preset
+        )
+        algorithm, _ = checkpoint.load_algorithm(trained.checkpoint, baselines.get, device=torch.device("cpu"))
+        acting = Acting(execution="centralized", num_sampling_steps=1, target_return=0.0)
+        start = time.perf_counter()
+        evaluation.play(
+            algorithm,
+            lambda rows: envs.make("mamujoco/2halfcheetah", rows, torch.device("cpu")),
+            [acting],
+            evaluation.evaluation_seeds(EVALUATED),
+        )
+        return time.perf_counter() - start
 
 
 def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:

@@ -34,9 +34,11 @@ from torch.nn import functional
 
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
+from marl_flow.benchmarks.kept_actors import KeptActors, actor_file, read_record
 from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.envs.smac import SmacEnv
 from marl_flow.interfaces import TaskSpec, TimeStep, UserError
+from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -256,29 +258,15 @@ def train(task_id: str, config: BattleConfig, folder: Path) -> None:
         actor, critic = Actor(env.spec, config.hidden), Critic(env.spec, config.critic_hidden)
     optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=config.learning_rate, eps=1e-5)
     parts: dict[str, nn.Module | torch.optim.Optimizer] = {"actor": actor, "critic": critic, "optimizer": optimizer}
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, record = folder / "checkpoint.safetensors", folder / "record.json"
-    rows: list[dict[str, float]] = []
-    first = 0
-    if checkpoint.exists():
-        state = load_file(checkpoint)
+    kept, first = KeptActors(folder, task_id, config), 0
+    if (state := kept.resume()) is not None:
         generator.set_state(state.pop("generator"))
         first = unpack_state(parts, state)
-        former = json.loads(record.read_text())
-        changed = {k: v for k, v in asdict(config).items() if k != "iterations" and former["config"].get(k) != v}
-        if changed:
-            raise UserError(
-                f"{folder} was begun with other settings ({', '.join(changed)}); expected the same, or another folder"
-            )
-        rows = [row for row in former["kept"] if row["iteration"] < first]
     for iteration in range(first, config.iterations + 1):
         if iteration % config.keep_every == 0:
-            checkpoint_now = {**pack_state(parts, iteration), "generator": generator.get_state()}
-            rows.append({"iteration": iteration, **measure(judge, actor, config)})
-            log.info("%s %s", task_id, json.dumps(rows[-1]))
-            (folder / f"actor_{iteration:05d}.safetensors").write_bytes(save(rounded(actor)))
-            record.write_text(json.dumps({"task": task_id, "config": asdict(config), "kept": rows}, indent=1) + "\n")
-            checkpoint.write_bytes(save(checkpoint_now))
+            now = {**pack_state(parts, iteration), "generator": generator.get_state()}
+            row = kept.keep(iteration, rounded(actor), measure(judge, actor, config), now)
+            log.info("%s %s", task_id, json.dumps(row))
         if iteration == config.iterations:
             return
         seeds = seeding.environment_seeds("behaviour", config.seed, config.episodes, start=iteration * config.episodes)
@@ -310,7 +298,7 @@ def measure(env: SmacEnv, actor: Actor, config: BattleConfig) -> dict[str, float
 def load(folder: Path, iteration: int, spec: TaskSpec, config: BattleConfig) -> Actor:
     """A kept actor, its weights as shipped."""
     actor = Actor(spec, config.hidden)
-    weights = load_file(folder / f"actor_{iteration:05d}.safetensors")
+    weights = load_file(actor_file(folder, iteration))
     actor.load_state_dict({name: value.float() for name, value in weights.items()})
     return actor.requires_grad_(False)
 
@@ -323,7 +311,7 @@ def select(task_id: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, obj
     as brings the mean to the target. Where none of the later ones passes it but the best comes within SHORTFALL, that
     one plays alone.
     """
-    record = json.loads((folder / "record.json").read_text())
+    record = read_record(folder)
     config = BattleConfig(**record["config"])
     kept = record["kept"]
     judge = SmacEnv(task_id, SELECT_EPISODES)
@@ -388,8 +376,8 @@ def main() -> None:
         train(arguments.task, CONFIGS[arguments.task], arguments.out / name)
         return
     tensors, choices = select(arguments.task, arguments.out / name)
-    (arguments.out / f"{name}.safetensors").write_bytes(save(tensors))
-    (arguments.out / f"{name}.json").write_text(json.dumps(choices, indent=1) + "\n")
+    write_atomically(arguments.out / f"{name}.safetensors", save(tensors))
+    write_atomically(arguments.out / f"{name}.json", (json.dumps(choices, indent=1) + "\n").encode())
     log.info("%s", json.dumps(choices, indent=1))
 
 

@@ -6,7 +6,7 @@ They are stored in `policies/<suite>_<task>.safetensors`, for each quality:
     <quality>/layer<i>.bias             [S, out]
     <quality>/episodes_share            [S]             part of the episodes each snapshot collects, in training order
 
-and, where actions are continuous (benchmarks/train_behaviour.py),
+and, where actions are continuous (benchmarks/train_behaviour.py, train_robots.py),
 
     <quality>/log_std                   [S, A]          log of the exploration noise's standard deviation
     <quality>/observation_mean, _std    [S, O]          input = (observation - mean) / std

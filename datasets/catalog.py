@@ -235,6 +235,13 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
                 citation=f"marl_flow (CITATION.cff); tasks and qualities: {OG_MARL}",
             ),
             *_entries(
+                "native",
+                ("mamujoco",),
+                licence="MIT",
+                source="built here: behaviour policies shipped with marl_flow, rolled out on the MuJoCo engine",
+                citation=f"marl_flow (CITATION.cff); tasks and qualities: {OG_MARL}",
+            ),
+            *_entries(
                 "omar",
                 ("mpe",),
                 licence="none stated by the authors (ling-pan/OMAR has no licence file); the converted copy says "
@@ -254,4 +261,4 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
         )
     }
 )
-"""Every dataset but those of users, by full id: 24 native, 12 omar, 21 ogmarl."""
+"""Every dataset but those of users, by full id: 33 native, 12 omar, 21 ogmarl."""

@@ -65,6 +65,15 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "native/smac/5m_vs_6m/good-v1": Recipe(episodes=4_000, seed=40),
         "native/smac/5m_vs_6m/medium-v1": Recipe(episodes=4_000, seed=41),
         "native/smac/5m_vs_6m/poor-v1": Recipe(episodes=4_000, seed=42),
+        "native/mamujoco/2ant/good-v1": Recipe(episodes=275, seed=51, batch_episodes=50),
+        "native/mamujoco/2ant/medium-v1": Recipe(episodes=300, seed=52, batch_episodes=50),
+        "native/mamujoco/2ant/poor-v1": Recipe(episodes=310, seed=53, batch_episodes=50),
+        "native/mamujoco/4ant/good-v1": Recipe(episodes=275, seed=54, batch_episodes=50),
+        "native/mamujoco/4ant/medium-v1": Recipe(episodes=300, seed=55, batch_episodes=50),
+        "native/mamujoco/4ant/poor-v1": Recipe(episodes=250, seed=56, batch_episodes=50),
+        "native/mamujoco/2halfcheetah/good-v1": Recipe(episodes=250, seed=57, batch_episodes=50),
+        "native/mamujoco/2halfcheetah/medium-v1": Recipe(episodes=250, seed=58, batch_episodes=50),
+        "native/mamujoco/2halfcheetah/poor-v1": Recipe(episodes=250, seed=59, batch_episodes=50),
     }
 )
 

@@ -192,7 +192,7 @@ def platform_record() -> dict[str, str]:
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("marl_flow", "numpy", "torch")},
+        **{name: importlib.metadata.version(name) for name in ("marl_flow", "mujoco", "numpy", "torch")},
     }
 
 

@@ -30,6 +30,8 @@ MakeEnv = Callable[[int], VectorEnv]
 
 BLOCK = 128
 """Most episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+PICTURES = 250
+"""Most steps of a task of which every one is drawn."""
 BLOCK_STEPS = 25_000
 """Most environment steps of a block, unless one episode has more: long evaluations are kept in pieces."""
 
@@ -287,16 +289,19 @@ def _wait() -> None:
 
 @torch.no_grad()
 def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.Generator) -> list[np.ndarray]:
-    """RGB pictures of one episode, before the first step and after every one, drawn by the environment's `render`."""
+    """RGB pictures of one episode, drawn by the environment's `render`: before the first step, then after every step,
+    or in tasks with more than PICTURES steps after every n-th, and at the end."""
     render = getattr(env, "render", None)
     if render is None:
         raise UserError(f"{env.spec.task_id} cannot be drawn: its environment has no `render`; leave the picture out")
     step = env.reset([seed])
     policy.reset(1, generator)
-    frames = [render(0)]
+    frames, steps, every = [render(0)], 0, -(-env.spec.max_steps // PICTURES)
     while not bool(step.finished.all()):
         step = env.step(policy.act(step.observations, step.action_mask, step.rewards))
-        frames.append(render(0))
+        steps += 1
+        if steps % every == 0 or bool(step.finished.all()):
+            frames.append(render(0))
     return frames
 
 

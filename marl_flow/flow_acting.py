@@ -84,7 +84,7 @@ class FlowPolicy:
             self.frames = frame[:, None].expand(-1, now + 1, -1, -1)
         else:
             self.frames = torch.cat([self.frames[:, 1:], frame[:, None]], dim=1)
-            if self.config.return_to_go_update:
+            if self.config.updates_return(self.spec):
                 self.returns = (self.returns - rewards.to(self.returns)) / self.config.discount
         if self.planned is None or self.ahead == self.acting.actions_per_plan:
             self.planned, self.ahead = self.plan(self.frames), 0

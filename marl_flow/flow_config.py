@@ -66,8 +66,9 @@ class CoFlowConfig:
     """Of the return-to-go label."""
     returns_scale: float | None = None
     """Return-to-go is divided by this; None: mapped to [-1, 1] by its range in the data."""
-    return_to_go_update: bool = True
-    """While acting, subtract each reward from the target: R <- (R - r) / discount."""
+    return_to_go_update: bool | None = None
+    """While acting, subtract each reward from the target: R <- (R - r) / discount. None: unless that magnifies what is
+    wrong with the target a hundredfold over an episode's most steps, as over MA-MuJoCo's 1,000."""
     inverse_hidden: int = 256
     inverse_per_agent: bool = False
     inverse_from_difference: bool = True
@@ -136,6 +137,12 @@ class CoFlowConfig:
     def with_ids(self, spec: TaskSpec) -> bool:
         """Whether frames begin with the agent's one-hot number in this task."""
         return spec.action.is_discrete if self.agent_ids is None else self.agent_ids
+
+    def updates_return(self, spec: TaskSpec) -> bool:
+        """Whether rewards are subtracted from the target return in this task."""
+        if self.return_to_go_update is None:
+            return self.discount > 0.0 and self.discount**-spec.max_steps < 100.0
+        return self.return_to_go_update
 
     def frame_size(self, spec: TaskSpec) -> int:
         """Numbers in one agent's frame."""

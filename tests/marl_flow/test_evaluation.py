@@ -327,11 +327,16 @@ def test_latency_of_reused_plans_counts_the_planning(monkeypatch: pytest.MonkeyP
         assert p50 == pytest.approx(expected)
 
 
-def test_frames_of_a_rollout() -> None:
-    """Catches a missing first or last picture, and a traceback where an environment cannot draw."""
+def test_frames_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a missing first or last picture, a thousand pictures of a long episode, and a traceback where an
+    environment cannot draw."""
     env: Any = KnownEnv(1)
     with pytest.raises(UserError, match="has no `render`"):
         rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
     env.render = lambda row: np.full((2, 2, 3), env.steps, np.uint8)
     frames = rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(evaluation, "PICTURES", 2)
+    length, most = 4, env.spec.max_steps
+    frames = rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
+    assert [int(frame[0, 0, 0]) for frame in frames] == sorted({*range(0, length + 1, -(-most // 2)), length})

@@ -203,6 +203,21 @@ def test_return_to_go_counts_down() -> None:
     torch.testing.assert_close(acting.returns, torch.tensor([[4.0, 3.0, 2.0]]) / TINY.discount)
 
 
+def test_long_tasks_keep_their_target() -> None:
+    """Catches a target that is updated over 1,000 steps, which makes nonsense of it, and a choice that is overruled."""
+    short, long = (dataclasses.replace(spec(), max_steps=steps) for steps in (400, 500))
+    assert TINY.updates_return(short) and not TINY.updates_return(long)  # 0.99 ** -458 is 100
+    assert dataclasses.replace(TINY, return_to_go_update=True).updates_return(long)
+    assert not dataclasses.replace(TINY, return_to_go_update=False).updates_return(short)
+    assert not dataclasses.replace(TINY, discount=0.0).updates_return(short)
+    algorithm = build(TINY)
+    algorithm.spec = long
+    acting = policy(algorithm, "centralized", envs=1)
+    for _ in range(3):
+        acting.act(torch.zeros(1, AGENTS, SIZE), None, torch.ones(1, AGENTS))
+    assert torch.equal(acting.returns, torch.full((1, AGENTS), 5.0))
+
+
 def test_discrete_actions_are_legal() -> None:
     """Catches an argmax before the mask."""
     acting = policy(build(TINY, discrete=True), "decentralized", envs=200)
