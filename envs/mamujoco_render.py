@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ class Camera:
 
         if size < SMALLEST:
             raise UserError(f"expected a picture of at least {SMALLEST} pixels, got {size}")
-        self.size, self._model = size, model
+        self.size, self._model = size, _on_endless_floor(model)
+        model = self._model
         canvas = model.vis.global_
         canvas.offwidth, canvas.offheight = max(canvas.offwidth, size), max(canvas.offheight, size)
         self._context = _context(size)
@@ -47,6 +49,7 @@ class Camera:
 
         mujoco.mj_forward(self._model, data)
         every = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateCamera(self._model, data, self._view, self._scene)  # an endless floor is laid out around it
         mujoco.mjv_updateScene(self._model, data, mujoco.MjvOption(), None, self._view, every, self._scene)
         pixels = np.empty((self.size, self.size, 3), dtype=np.uint8)
         window = mujoco.MjrRect(0, 0, self.size, self.size)
@@ -66,6 +69,19 @@ class Camera:
     def __del__(self) -> None:
         if hasattr(self, "_scene") and not sys.is_finalizing():  # at exit the display is gone already
             self.close()
+
+
+def _on_endless_floor(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A copy whose floors are drawn without end, as the engine takes them: the models' are 80 m wide, robots run on."""
+    import mujoco
+
+    drawn = copy(model)
+    for floor in np.flatnonzero(drawn.geom_type == mujoco.mjtGeom.mjGEOM_PLANE.value):
+        width = 2.0 * drawn.geom_size[floor, :2].copy()
+        if width.all() and drawn.geom_matid[floor] >= 0:
+            drawn.mat_texrepeat[drawn.geom_matid[floor]] /= width  # of an endless floor it counts per metre
+        drawn.geom_size[floor, :2] = 0.0
+    return drawn
 
 
 def _context(size: int) -> Any:

@@ -72,8 +72,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def body(self, data: bytes, *, piece: int = 1 << 14, pause: float = 0.0, reset: bool = False) -> None:
         for start in range(0, len(data), piece):
-            self.wfile.write(data[start : start + piece])
-            self.server.served += len(data[start : start + piece])
+            count = len(data[start : start + piece])
+            self.server.served += count  # before the client, who may look at once, has it
+            try:
+                self.wfile.write(data[start : start + piece])
+            except OSError:
+                self.server.served -= count
+                raise
             if pause:
                 self.wfile.flush()
                 time.sleep(pause)

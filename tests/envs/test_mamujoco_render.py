@@ -8,6 +8,7 @@ import torch
 
 from marl_flow import envs
 from marl_flow.envs import mamujoco_render
+from marl_flow.envs.mamujoco import RobotEnv
 from marl_flow.interfaces import UserError
 
 
@@ -38,6 +39,21 @@ def test_pictures_show_a_row(task_id: str) -> None:
         expected, step = undrawn.step(actions), env.step(actions)
         assert not np.array_equal(first[0], env.render(0, 200))
         assert torch.equal(step.observations, expected.observations) and torch.equal(step.rewards, expected.rewards)
+
+
+@pytest.mark.usefixtures("drawing")
+def test_the_floor_does_not_end() -> None:
+    """Catches robots that run off the models' 80 m of drawn floor, where no picture shows that they move."""
+    env = envs.make("mamujoco/2halfcheetah", 1)
+    env.reset([0])
+    assert isinstance(env, RobotEnv)
+    state, pictures = env.state, []
+    for place in (0.0, 300.0, 300.5):
+        state.positions[0, 0] = place
+        env.set_state(state)
+        pictures.append(env.render(size=200))
+    assert all(picture[-20:].astype(float).std() > 20 for picture in pictures)
+    assert np.abs(pictures[1].astype(float) - pictures[2])[-40:].mean() > 10
 
 
 @pytest.mark.usefixtures("drawing")

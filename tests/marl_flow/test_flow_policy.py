@@ -273,7 +273,7 @@ def test_jvp_differentiates_the_loss_along_its_path() -> None:
         {"embedding_width": 7},
         {"learning_rate": -1.0},
         {"ema_every": 0},
-        {"discount": 0.0},
+        {"return_to_go_update": True, "discount": 0.0},
         {"guidance_weight": 1.2},
         {"guidance_weight": 1.2, "condition_dropout": 0.2, "guidance_in_loss": True},
         {"backbone": "unet", "horizon": 4},
