@@ -62,5 +62,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def write_policies(name: Path, tensors: Mapping[str, Tensor], choices: Mapping[str, object]) -> str:
+    """Writes `<name>.safetensors` and, beside it, the choices it came of; these as text."""
+    text = json.dumps(choices, indent=1)
+    write_atomically(name.with_name(f"{name.name}.safetensors"), save(dict(tensors)))
+    write_atomically(name.with_name(f"{name.name}.json"), (text + "\n").encode())
+    return text
+
+
 def actor_file(folder: Path, iteration: float) -> Path:
     return folder / f"actor_{int(iteration):05d}.safetensors"

@@ -28,17 +28,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
-from marl_flow.benchmarks.kept_actors import KeptActors, actor_file, read_record
+from marl_flow.benchmarks.kept_actors import KeptActors, actor_file, read_record, write_policies
 from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.envs.smac import SmacEnv
 from marl_flow.interfaces import TaskSpec, TimeStep, UserError
-from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -376,9 +375,7 @@ def main() -> None:
         train(arguments.task, CONFIGS[arguments.task], arguments.out / name)
         return
     tensors, choices = select(arguments.task, arguments.out / name)
-    write_atomically(arguments.out / f"{name}.safetensors", save(tensors))
-    write_atomically(arguments.out / f"{name}.json", (json.dumps(choices, indent=1) + "\n").encode())
-    log.info("%s", json.dumps(choices, indent=1))
+    log.info("%s", write_policies(arguments.out / name, tensors, choices))
 
 
 if __name__ == "__main__":

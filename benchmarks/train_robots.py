@@ -28,16 +28,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
-from marl_flow.benchmarks.kept_actors import KeptActors, actor_file, read_record
+from marl_flow.benchmarks.kept_actors import KeptActors, actor_file, read_record, write_policies
 from marl_flow.benchmarks.robot_learner import Learner, RobotConfig
 from marl_flow.envs.mamujoco import RobotEnv
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -248,9 +247,7 @@ def main() -> None:
             train(arguments.task, run.config, folder)
         return
     tensors, choices = select(arguments.task, list(runs))
-    write_atomically(arguments.out / f"{name}.safetensors", save(tensors))
-    write_atomically(arguments.out / f"{name}.json", (json.dumps(choices, indent=1) + "\n").encode())
-    log.info("%s", json.dumps(choices, indent=1))
+    log.info("%s", write_policies(arguments.out / name, tensors, choices))
 
 
 if __name__ == "__main__":

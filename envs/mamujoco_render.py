@@ -29,8 +29,8 @@ class Camera:
 
         if size < SMALLEST:
             raise UserError(f"expected a picture of at least {SMALLEST} pixels, got {size}")
-        self.size, self._model = size, _on_endless_floor(model)
-        model = self._model
+        model = _on_endless_floor(model)
+        self.size, self._model = size, model
         canvas = model.vis.global_
         canvas.offwidth, canvas.offheight = max(canvas.offwidth, size), max(canvas.offheight, size)
         self._context = _context(size)

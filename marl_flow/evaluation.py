@@ -30,10 +30,10 @@ MakeEnv = Callable[[int], VectorEnv]
 
 BLOCK = 128
 """Most episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
-PICTURES = 250
-"""Most steps of a task of which every one is drawn."""
 BLOCK_STEPS = 25_000
 """Most environment steps of a block, unless one episode has more: long evaluations are kept in pieces."""
+PICTURES = 250
+"""Most steps of a task of which every one is drawn."""
 
 
 def block_rows(max_steps: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 from marl_flow.benchmarks import campaign, data, run, suite
 from marl_flow.datasets import native
+from marl_flow.envs.mamujoco_tasks import task_spec
 from marl_flow.interfaces import UserError
 from marl_flow.run_log import read_results
 
@@ -46,6 +47,21 @@ def test_the_mpe_table_is_complete() -> None:
             for name in mpe.datasets
         }
         assert len(plans) == 1
+
+
+def test_the_mamujoco_table_is_complete() -> None:
+    """Catches a forgotten dataset or method, and windows other than the paper's."""
+    mamujoco = campaign.CAMPAIGNS["mamujoco"]
+    assert set(mamujoco.datasets) == {name for name in suite.dataset_means() if name.startswith("mamujoco/")}
+    todo = campaign.jobs(mamujoco, Path("out"), "cpu")
+    assert len({job.folder for job in todo}) == len(todo) == 3 * 9
+    swept = [job.dataset for job in todo if job.steps == (1, 2, 3, 5, 10)]
+    assert swept == ["mamujoco/2ant/good"] * 2 and {job.steps for job in todo if job.dataset not in swept} == {(1,)}
+    paper = suite.cell("mamujoco/2ant/good", "centralized").coflow_settings
+    for entrant in mamujoco.entrants[:2]:
+        config = run.plan("mamujoco/2ant/good", entrant.algorithm, settings=entrant.settings).config
+        assert (str(config.horizon), str(config.history)) == (paper["horizon"], paper["history"])
+        assert paper["return_to_go_update"] == "False" and not config.updates_return(task_spec("mamujoco/2ant"))
 
 
 def test_a_campaign_runs_through_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
