@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from marl_flow import envs
 from marl_flow.benchmarks import data, robot_datasets, robot_learner, suite, train_robots
@@ -83,7 +84,7 @@ def test_a_behaviour_plays_what_was_measured(tmp_path: Path) -> None:
     learner.improve(batch, 0)
     shipped = train_robots.Shipped.of(learner)
     file = tmp_path / "policies.safetensors"
-    file.write_bytes(train_robots.save(train_robots._pack("good", [shipped, shipped], [0.25, 0.75], SMALL)))
+    file.write_bytes(save(train_robots._pack("good", [shipped, shipped], [0.25, 0.75], SMALL)))
     stack = behaviour.read_stack(file, "good")
     assert stack.log_std is not None and torch.allclose(stack.log_std.exp(), torch.tensor(SMALL.noise))
     step = learner.env.reset(range(8))
