@@ -20,21 +20,17 @@ quickstart: install
 test: check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The package's folders lie at the root, where mypy would take them for packages of their own: it is shown a tree of links.
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	rm -rf build/types && mkdir -p build/types/marl_flow
-	ln -s "$(CURDIR)"/marl_flow/*.py "$(CURDIR)"/marl_flow/py.typed build/types/marl_flow/
-	ln -s "$(CURDIR)"/envs "$(CURDIR)"/datasets "$(CURDIR)"/baselines "$(CURDIR)"/benchmarks build/types/marl_flow/
-	cd build/types && "$(CURDIR)"/$(BIN)/mypy --config-file "$(CURDIR)"/pyproject.toml -p marl_flow
+	$(BIN)/mypy -p marl_flow
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: install
-	$(BIN)/python -m marl_flow.benchmarks.bench
+	$(BIN)/python -m marl_flow.benchmarks.speed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from marl_flow.interfaces import Algorithm
 
 _CLASSES = (
-    ("coflow", "marl_flow.flow_policy", "CoFlow"),
+    ("coflow", "marl_flow.coflow.algorithm", "CoFlow"),
     ("bc", "marl_flow.baselines.bc", "BehaviourCloning"),
     ("ma_td3_bc", "marl_flow.baselines.ma_td3_bc", "MATD3BC"),
     ("random", "marl_flow.baselines.random_policy", "RandomChoice"),

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marl_flow import training
-from marl_flow.benchmarks import data, evaluate, pool, report
-from marl_flow.benchmarks import run as making
+from marl_flow.benchmarks import report
 from marl_flow.benchmarks.results import Row
+from marl_flow.commands import data, evaluate
+from marl_flow.commands import train as making
+from marl_flow.commands import workers as pool
 from marl_flow.config import nearest
 from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import UserError

@@ -220,7 +220,7 @@ def _dataset(row: Mapping[str, Any]) -> str:
 
 def _read(name: str, columns: Mapping[str, Callable[[str], Any]]) -> list[dict[str, Any]]:
     """Rows of a table of this package, every column parsed; a wrong header or cell names file and line."""
-    with (files("marl_flow.benchmarks") / name).open(encoding="utf-8") as stream:
+    with (files("marl_flow.benchmarks") / "published" / name).open(encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         if reader.fieldnames != list(columns):
             raise ValueError(f"{name}: expected the columns {list(columns)}, found {reader.fieldnames}")

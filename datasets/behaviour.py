@@ -6,12 +6,12 @@ They are stored in `policies/<suite>_<task>.safetensors`, for each quality:
     <quality>/layer<i>.bias             [S, out]
     <quality>/episodes_share            [S]             part of the episodes each snapshot collects, in training order
 
-and, where actions are continuous (benchmarks/train_behaviour.py, train_robots.py),
+and, where actions are continuous (benchmarks/behaviour/mpe.py, mamujoco.py),
 
     <quality>/log_std                   [S, A]          log of the exploration noise's standard deviation
     <quality>/observation_mean, _std    [S, O]          input = (observation - mean) / std
 
-or, where they are discrete (benchmarks/train_battles.py),
+or, where they are discrete (benchmarks/behaviour/smac.py),
 
     <quality>/epsilon                   [S]             probability of a uniform legal action
     <quality>/temperature               [S]             what outputs are divided by

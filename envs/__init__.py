@@ -32,14 +32,14 @@ class Suite:
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
-        "mpe": Suite(module="marl_flow.envs.mpe_tasks", tasks=("simple_spread", "simple_tag", "simple_world")),
+        "mpe": Suite(module="marl_flow.envs.mpe.env", tasks=("simple_spread", "simple_tag", "simple_world")),
         "mamujoco": Suite(
-            module="marl_flow.envs.mamujoco",
+            module="marl_flow.envs.mamujoco.env",
             tasks=("2ant", "4ant", "2halfcheetah"),
             family="v1/<scenario>/<partition>",
         ),
         "smac": Suite(
-            module="marl_flow.envs.smac",
+            module="marl_flow.envs.smac.env",
             tasks=(
                 *(
                     "3m",
@@ -58,15 +58,15 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
             ),
         ),
         "smacv2": Suite(
-            module="marl_flow.envs.smacv2",
+            module="marl_flow.envs.smac.v2",
             tasks=tuple(
                 f"{race}_{size}"
                 for race in ("terran", "protoss", "zerg")
                 for size in ("5_vs_5", "10_vs_10", "20_vs_20", "10_vs_11", "20_vs_23")
             ),
         ),
-        "smac-sc2": Suite(module="marl_flow.envs.starcraft", tasks=(), family="<map>"),
-        "smacv2-sc2": Suite(module="marl_flow.envs.starcraft", tasks=(), family="<race>_<n>_vs_<m>"),
+        "smac-sc2": Suite(module="marl_flow.envs.starcraft2", tasks=(), family="<map>"),
+        "smacv2-sc2": Suite(module="marl_flow.envs.starcraft2", tasks=(), family="<race>_<n>_vs_<m>"),
     }
 )
 TASKS = tuple(f"{name}/{task}" for name, suite in SUITES.items() for task in suite.tasks)

@@ -53,7 +53,7 @@ def train(
         cell: Start from the paper's own CoFlow configuration of this dataset in this execution.
         show_config: Print every setting of the algorithm and of training, its value and its meaning; train nothing.
     """
-    from marl_flow.benchmarks import run
+    from marl_flow.commands import train as run
 
     plan = run.plan(dataset, algorithm, preset=preset, settings=settings, seed=seed, device=device, cell=cell)
     if show_config:
@@ -98,8 +98,8 @@ def evaluate(
         gif: Also write a rollout_*.gif of the first episode.
         again: Play and add results that are there already, from the first episode on.
     """
-    from marl_flow.benchmarks.evaluate import Asked, describe
-    from marl_flow.benchmarks.evaluate import evaluate as evaluate_run
+    from marl_flow.commands.evaluate import Asked, describe
+    from marl_flow.commands.evaluate import evaluate as evaluate_run
     from marl_flow.interfaces import UserError
 
     if not runs:
@@ -153,7 +153,7 @@ def quickstart(
         episodes: Evaluation episodes per method, execution and step count.
         device: cpu, cuda or cuda:1.
     """
-    from marl_flow import quickstart as tour
+    from marl_flow.commands import quickstart as tour
 
     tour.run(out, seed=seed, episodes=episodes, device=device, say=print)
     return 0
@@ -183,7 +183,7 @@ def campaign(
 @app.command(name="doctor")
 def doctor() -> int:
     """Looks at Python, libraries, devices, disk, data and optional simulators; says what is wrong and what to do."""
-    from marl_flow import doctor as checks
+    from marl_flow.commands import doctor as checks
 
     found = list(checks.findings())
     width = max(len(finding.subject) for finding in found)

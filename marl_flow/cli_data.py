@@ -28,9 +28,9 @@ def data_list(
         origin: Only native, omar, ogmarl or user ones.
         suite: Only those of mpe, mamujoco or smac.
     """
-    from marl_flow.benchmarks import catalogue
+    from marl_flow.commands import dataset_table
 
-    print(catalogue.table(origin=origin, suite=suite))
+    print(dataset_table.table(origin=origin, suite=suite))
     return 0
 
 
@@ -53,7 +53,7 @@ def data_build(
         prey: Collect tag or world against this prey instead of the suite's own; see data prey.
         force: Replace a dataset that is already there, once the new one is whole.
     """
-    from marl_flow.benchmarks.data import build_dataset
+    from marl_flow.commands.data import build_dataset
 
     store = build_dataset(dataset, episodes=episodes, seeds=seeds, force=force, prey=prey)
     _introduce(store)
@@ -70,7 +70,7 @@ def data_prey(
         task: mpe/simple_tag or mpe/simple_world.
         file: The pretrained_adv_model.pt that OMAR published with its data; read without running code.
     """
-    from marl_flow.benchmarks import opponents
+    from marl_flow.commands import opponents
 
     prey = opponents.add(task, file)
     print(f"{prey.name}; data of {task} are collected or imported against it with --prey {prey.name}")
@@ -94,7 +94,7 @@ def data_fetch(
         prey: What tag and world data were collected against, where the archive does not carry it; see data prey.
         keep_archive: Keep the downloaded archive; it holds every quality of a task.
     """
-    from marl_flow.benchmarks.data import fetch_datasets
+    from marl_flow.commands.data import fetch_datasets
     from marl_flow.interfaces import UserError
 
     if not names:
@@ -125,7 +125,7 @@ def data_import(
             user/SUITE/TASK/NAME-v1.
         prey: What data of tag and world were collected against, where the files do not say so; see data prey.
     """
-    from marl_flow.benchmarks.data import import_dataset
+    from marl_flow.commands.data import import_dataset
 
     _introduce(import_dataset(layout, source, dataset, prey=prey))
     return 0
@@ -146,9 +146,9 @@ def data_export(
         target: The folder (madiff, minari) or file (d4rl) to write; must not be there yet.
     """
     from marl_flow import datasets
-    from marl_flow.datasets import exchange
+    from marl_flow.datasets import formats
 
-    exchange.export_dataset(layout, datasets.load(dataset), target)
+    formats.export_dataset(layout, datasets.load(dataset), target)
     print(target)
     return 0
 
@@ -161,7 +161,8 @@ def data_show(dataset: Positional[DatasetName], /) -> int:
         dataset: Dataset id, e.g. mpe/simple_spread/expert.
     """
     from marl_flow import datasets
-    from marl_flow.datasets import catalog, verify
+    from marl_flow.datasets import catalog
+    from marl_flow.datasets.replay import passport as verify
 
     print(verify.show(datasets.require(dataset), str(catalog.find(dataset).dataset_id)))
     return 0
@@ -181,7 +182,7 @@ def data_verify(
         steps: Play only this many steps again, spread evenly, instead of all.
     """
     from marl_flow import datasets
-    from marl_flow.benchmarks.data import verify_dataset
+    from marl_flow.commands.data import verify_dataset
     from marl_flow.datasets import catalog
     from marl_flow.interfaces import UserError
 

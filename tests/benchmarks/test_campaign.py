@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from marl_flow.benchmarks import campaign, data, run, suite
+from marl_flow.benchmarks import campaign, suite
+from marl_flow.commands import data, train
 from marl_flow.datasets import native
-from marl_flow.envs.mamujoco_tasks import task_spec
+from marl_flow.envs.mamujoco.tasks import task_spec
 from marl_flow.interfaces import UserError
 from marl_flow.run_log import read_results
 
@@ -42,7 +43,7 @@ def test_the_mpe_table_is_complete() -> None:
     for entrant in mpe.entrants:  # every dataset has the same plan but for its name
         plans = {
             dataclasses.replace(
-                run.plan(name, entrant.algorithm, preset=entrant.preset, settings=entrant.settings), dataset_id="any"
+                train.plan(name, entrant.algorithm, preset=entrant.preset, settings=entrant.settings), dataset_id="any"
             )
             for name in mpe.datasets
         }
@@ -59,7 +60,7 @@ def test_the_mamujoco_table_is_complete() -> None:
     assert swept == ["mamujoco/2ant/good"] * 2 and {job.steps for job in todo if job.dataset not in swept} == {(1,)}
     paper = suite.cell("mamujoco/2ant/good", "centralized").coflow_settings
     for entrant in mamujoco.entrants[:2]:
-        config = run.plan("mamujoco/2ant/good", entrant.algorithm, settings=entrant.settings).config
+        config = train.plan("mamujoco/2ant/good", entrant.algorithm, settings=entrant.settings).config
         assert (str(config.horizon), str(config.history)) == (paper["horizon"], paper["history"])
         assert paper["return_to_go_update"] == "False" and not config.updates_return(task_spec("mamujoco/2ant"))
 

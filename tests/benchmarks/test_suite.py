@@ -58,7 +58,7 @@ def test_the_paper_has_sixty_configurations() -> None:
 
 def test_a_configuration_becomes_settings_of_coflow() -> None:
     """Catches renamed config fields, the off-by-one of the horizon, and an inverted flag."""
-    flow_policy = pytest.importorskip("marl_flow.flow_policy")
+    flow_policy = pytest.importorskip("marl_flow.coflow.algorithm")
     cell = suite.cell("smac/3m/poor", "decentralized")
     config = override(flow_policy.CoFlow.presets["paper"], cell.coflow_settings)
     assert (config.history, config.horizon, config.frames) == (20, 3, 24)
@@ -99,7 +99,7 @@ def test_tables_equal_the_design_sheets(shared) -> None:
     from importlib.resources import files
 
     for name in ("published_results", "dataset_means", "configurations"):
-        ours = (files("marl_flow.benchmarks") / f"{name}.csv").read_bytes()
+        ours = (files("marl_flow.benchmarks") / "published" / f"{name}.csv").read_bytes()
         assert ours == (shared / "paper" / f"{name}.csv").read_bytes()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from marl_flow.envs import starcraft
+from marl_flow.envs import starcraft2
 
 FIRST_OWN_TYPE = (
     1970  # of the ally copies that a map carries, numbered alphabetically; any number beyond the stock ones
@@ -156,7 +156,7 @@ class FakeGame:
             raise protocol.ConnectionError("the websocket closed")
 
 
-class PlantedGame(starcraft.Game):
+class PlantedGame(starcraft2.Game):
     """The adapter's `Game` over the real package, whose launch gives a `FakeGame`. `games`: all launched so far."""
 
     def __init__(self, task_id: str, version: str | None = None, **game: Any) -> None:
@@ -192,7 +192,7 @@ class Stub:
     """A package's environment of one task that answers what it is told to, an entry of `answers` per step."""
 
     def __init__(self, task_id: str, answers: list[tuple[float, bool, dict[str, Any]]], restarts: list[int]) -> None:
-        self.spec, self.answers, self.restarts = starcraft.spec(task_id), answers, restarts
+        self.spec, self.answers, self.restarts = starcraft2.spec(task_id), answers, restarts
         self.force_restarts, self.resets, self.is_closed = 0, 0, False
         self.n_enemies = self.spec.action.size - 6
         self.reward_death_value, self.reward_win = 10, 200
@@ -236,7 +236,7 @@ class Stub:
 ANSWERS = [(0.5, False, {"battle_won": False}), (1.5, True, {"battle_won": True})]
 
 
-class StubGame(starcraft.Game):
+class StubGame(starcraft2.Game):
     """The adapter's `Game` over stubs; every one that it built is in `built`, with the seed it was given."""
 
     def __init__(self, task_id: str, version: str | None = None, restarts: Sequence[int] = ()) -> None:

@@ -44,7 +44,7 @@ def test_a_refusal_imports_no_suite() -> None:
         "    sys.stdout.write(' '.join(sys.modules))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "marl_flow.envs" in loaded and "mujoco" not in loaded and "marl_flow.envs.mamujoco" not in loaded
+    assert "marl_flow.envs" in loaded and "mujoco" not in loaded and "marl_flow.envs.mamujoco.env" not in loaded
 
 
 def test_the_table_names_modules_of_ours() -> None:

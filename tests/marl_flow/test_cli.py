@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from marl_flow import cli, doctor, quickstart
+from marl_flow import cli
+from marl_flow.commands import doctor, quickstart
 from marl_flow.run_log import read_results
 
 DATASET = "mpe/simple_spread/random"
@@ -281,7 +282,7 @@ def test_other_devices_and_other_data_are_evaluated_anew(place: Path, monkeypatc
 def test_a_dataset_built_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a training that fails because another process built its dataset first."""
     from marl_flow import envs
-    from marl_flow.benchmarks import data
+    from marl_flow.commands import data
     from marl_flow.datasets import catalog, native
 
     monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
@@ -406,10 +407,10 @@ def test_the_tour_runs_through_and_continues(place: Path) -> None:
 
 def test_the_tour_names_things_that_exist() -> None:
     """Catches a renamed setting, preset or dataset that only the ten-minute tour would notice."""
-    from marl_flow.benchmarks import run
+    from marl_flow.commands import train
 
     for stop in quickstart.RUNS:
-        run.plan(quickstart.DATASET, stop.algorithm, preset=stop.preset, settings=stop.settings)
+        train.plan(quickstart.DATASET, stop.algorithm, preset=stop.preset, settings=stop.settings)
     assert len({stop.folder for stop in quickstart.RUNS}) == len(quickstart.RUNS)
 
 

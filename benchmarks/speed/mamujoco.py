@@ -1,0 +1,271 @@
+"""Speed of the MA-MuJoCo environments beside the libraries', in environment steps (one control step of one robot).
+
+Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers. Ours
+uses two cores and the libraries one: ratios of wall time need the second core free, those per CPU-second do not. Steps
+include resets, observations and rewards; actions are random and drawn beforehand. The last row is the wall time of an
+evaluation, with as many threads as torch takes. `benchmarks/bench.py` prints them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
+from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
+from marl_flow.benchmarks.speed.mpe import one_thread
+from marl_flow.commands import train as making
+from marl_flow.commands.data import training_data
+from marl_flow.datasets import native
+from marl_flow.envs.mamujoco import engine
+from marl_flow.envs.mamujoco.env import FRAME_SKIP, RobotEnv
+from marl_flow.interfaces import Acting, TimeStep
+
+NUM_ENVS, NUM_THREADS = 64, 2
+EPISODE = 40
+"""Steps between resets: most random ants still stand then, and few rows are frozen."""
+SINGLE_EPISODES = {"Ant": 40, "HalfCheetah": 200}
+"""Episodes of one repeat where one robot is stepped alone."""
+REPEATS = 5
+GYMNASIUM_TARGET, LIBRARY_TARGET, OBSERVATION_TARGET = 2.0, 3.0, 10.0
+EVALUATED, EVALUATION_TARGET = 100, 900
+"""Episodes of the evaluation that is timed, and seconds it may take."""
+
+Run = Callable[[], int]
+"""Plays something and returns how many environment steps it made."""
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
+    share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first; in
+    the end an evaluation."""
+    with one_thread():
+        for task_id, scenario, partition in (
+            ("mamujoco/2ant", "Ant", "2x4"),
+            ("mamujoco/2halfcheetah", "HalfCheetah", "2x3"),
+        ):
+            env = RobotEnv(task_id, NUM_ENVS, num_threads=NUM_THREADS)
+            runs = {
+                "ours": our_run(env),
+                "gymnasium": single_run(scenario),
+                "library": library_run(scenario, partition),
+            }
+            speeds, per_cpu = in_turn(runs)
+            name, ant = f"{task_id}, {NUM_ENVS} at once, {NUM_THREADS} threads", scenario == "Ant"
+            yield row(name, speeds["ours"], "steps/s")
+            for other, title, target in (
+                ("gymnasium", f"gymnasium's {scenario}-v5", GYMNASIUM_TARGET),
+                ("library", f"mamujoco_v1 {scenario} {partition}", LIBRARY_TARGET),
+            ):
+                yield row(f"  against {title}", speeds["ours"] / speeds[other], "x", target if ant else None)
+                yield row(f"  against {title}, per CPU-second", per_cpu["ours"] / per_cpu[other], "x")
+            yield row("  observations, share of a step", observation_share(env), "%", OBSERVATION_TARGET)
+            speeds, _ = in_turn(engine_runs(env._partition.robot.model))
+            for way, speed in speeds.items():
+                yield row(f"  {way}, engine alone", speed, "steps/s")
+    yield row(f"2halfcheetah, {EVALUATED} episodes of CoFlow-C, k = 1", evaluation_seconds(), "s", EVALUATION_TARGET)
+
+
+def evaluation_seconds() -> float:
+    """Wall time of an evaluation over whole episodes: CoFlow (compact, horizon and history of the paper) on a robot
+    that never falls. How well it was trained changes nothing, so it hardly was."""
+    with tempfile.TemporaryDirectory() as place:
+        store = native.build("mamujoco/2halfcheetah/poor", Path(place) / "data", envs.make, episodes=10)
+        planned = making.plan(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
+        kind, data = baselines.get(planned.algorithm), training_data(store)
+        trained = training.train(
+            Path(place) / "run", kind, planned.config, planned.training, data, preset=planned.preset
+        )
+        algorithm, _ = checkpoint.load_algorithm(trained.checkpoint, baselines.get, device=torch.device("cpu"))
+        acting = Acting(execution="centralized", num_sampling_steps=1, target_return=0.0)
+        start = time.perf_counter()
+        evaluation.play(
+            algorithm,
+            lambda rows: envs.make("mamujoco/2halfcheetah", rows, torch.device("cpu")),
+            [acting],
+            evaluation.evaluation_seeds(EVALUATED),
+        )
+        return time.perf_counter() - start
+
+
+def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "target": target}
+
+
+def in_turn(runs: Mapping[str, Run]) -> tuple[dict[str, float], dict[str, float]]:
+    """Steps per second and per CPU-second of each run: the medians of REPEATS rounds, after one that warms up."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    with engine.quiet():
+        for _ in range(REPEATS + 1):
+            for name, run in runs.items():
+                used, start = time.process_time(), time.perf_counter()
+                steps = run()
+                wall[name].append(steps / (time.perf_counter() - start))
+                cpu[name].append(steps / (time.process_time() - used))
+    by_wall, by_cpu = ({name: sorted(values[1:])[REPEATS // 2] for name, values in of.items()} for of in (wall, cpu))
+    return by_wall, by_cpu
+
+
+def our_run(env: RobotEnv) -> Run:
+    """An episode of every row; frozen rows do not count."""
+    shape = (EPISODE, env.num_envs, env.spec.num_agents, env.spec.action.size)
+    actions = 2.0 * torch.rand(shape, generator=seeding.generator(0, "bench_mamujoco", "actions")) - 1.0
+    seeds = seeding.environment_seeds("collect", 0, env.num_envs)
+
+    def run() -> int:
+        step, steps = env.reset(seeds), 0
+        for joint in actions:
+            steps += int((~step.finished).sum())
+            step = env.step(joint)
+        return steps
+
+    return run
+
+
+def single_run(scenario: str) -> Run:
+    """Episodes of gymnasium's robot, one after the other."""
+    import gymnasium
+
+    with engine.quiet():
+        env = gymnasium.make(f"{scenario}-v5")
+    size = (env.action_space.shape or (0,))[0]
+    actions = drawn(EPISODE, size)
+
+    def run() -> int:
+        steps = 0
+        for episode in range(SINGLE_EPISODES[scenario]):
+            env.reset(seed=episode)
+            for action in actions:
+                steps += 1
+                _, _, terminated, _, _ = env.step(action)
+                if terminated:
+                    break
+        return steps
+
+    return run
+
+
+def library_run(scenario: str, partition: str) -> Run:
+    """Episodes of gymnasium-robotics' multi-agent robot, one after the other."""
+    with engine.quiet():
+        from gymnasium_robotics.envs.multiagent_mujoco import MultiAgentMujocoEnv
+
+        env = MultiAgentMujocoEnv(scenario, partition)
+    names = list(env.possible_agents)
+    actions = drawn(EPISODE, len(names) * env.action_space(names[0]).shape[0]).reshape(EPISODE, len(names), -1)
+
+    def run() -> int:
+        steps = 0
+        for episode in range(SINGLE_EPISODES[scenario]):
+            env.reset(seed=episode)
+            for joint in actions:
+                steps += 1
+                env.step(dict(zip(names, joint, strict=True)))
+                if not env.agents:
+                    break
+        return steps
+
+    return run
+
+
+def drawn(*shape: int) -> np.ndarray:
+    """Uniform actions in [-1, 1], float32."""
+    source = seeding.generator(0, "bench_mamujoco", "single actions")
+    return (2.0 * torch.rand(shape, generator=source) - 1.0).numpy()
+
+
+def observation_share(env: RobotEnv) -> float:
+    """Per cent of the time of steps that goes into gathering observations and handing them out."""
+    spent = 0.0
+
+    @contextmanager
+    def timed() -> Iterator[None]:
+        nonlocal spent
+        start = time.perf_counter()
+        yield
+        spent += time.perf_counter() - start
+
+    look, tell = env._look, env._time_step
+
+    def timed_look(rows: np.ndarray) -> None:
+        with timed():
+            look(rows)
+
+    def timed_tell(rewards: np.ndarray) -> TimeStep:
+        with timed():
+            return tell(rewards)
+
+    run = our_run(env)
+    env._look, env._time_step = timed_look, timed_tell  # type: ignore[method-assign]
+    try:
+        start = time.perf_counter()
+        for _ in range(REPEATS):
+            run()
+        return 100.0 * spent / (time.perf_counter() - start)
+    finally:
+        del env._look, env._time_step
+
+
+def engine_runs(model_name: str) -> dict[str, Run]:
+    """The engine alone, NUM_ENVS robots on NUM_THREADS threads: as we step it, in Python threads, by its rollouts."""
+    import mujoco
+    from mujoco.rollout import Rollout
+
+    model = engine.load_model(model_name)
+    full, rows = mujoco.mjtState.mjSTATE_FULLPHYSICS.value, range(NUM_ENVS)
+    controls = drawn(EPISODE, NUM_ENVS, model.nu).astype(np.float64)
+    positions = model.qpos0 + 0.1 * drawn(NUM_ENVS, model.nq)
+    batch = engine.make_batch(model, NUM_ENVS, NUM_THREADS)
+    robots = [mujoco.MjData(model) for _ in rows]
+    threads = ThreadPoolExecutor(NUM_THREADS)
+    rollouts, spare = Rollout(nthread=NUM_THREADS), [mujoco.MjData(model) for _ in range(NUM_THREADS)]
+
+    def restart() -> None:
+        for robot, position in zip(robots, positions, strict=True):
+            mujoco.mj_resetData(model, robot)
+            robot.qpos[:] = position
+            mujoco.mj_forward(model, robot)
+
+    def batched() -> int:
+        batch.reset(stage=0)
+        batch.bind("qpos")[...] = positions
+        batch.forward()
+        for control in controls:
+            batch.bind("ctrl")[...] = control
+            batch.step(nstep=FRAME_SKIP)
+        return EPISODE * NUM_ENVS
+
+    def advance(part: range, control: np.ndarray, reached: np.ndarray) -> None:
+        for number in part:
+            robots[number].ctrl[:] = control[number]
+            mujoco.mj_step(model, robots[number], FRAME_SKIP)
+            reached[number] = robots[number].qpos
+
+    def threaded() -> int:
+        restart()
+        reached = np.empty_like(positions)
+        for control in controls:
+            parts = [range(first, NUM_ENVS, NUM_THREADS) for first in range(NUM_THREADS)]
+            list(threads.map(advance, parts, [control] * NUM_THREADS, [reached] * NUM_THREADS))
+        return EPISODE * NUM_ENVS
+
+    def rolled_out() -> int:
+        restart()
+        state = np.empty((NUM_ENVS, mujoco.mj_stateSize(model, full)))
+        for number in rows:
+            mujoco.mj_getState(model, robots[number], state[number], full)
+        for control in controls:
+            reached, _ = rollouts.rollout(model, spare, state, control[:, None], nstep=FRAME_SKIP)
+            state = reached[:, -1]
+        return EPISODE * NUM_ENVS
+
+    return {"mujoco.batch": batched, "mj_step in Python threads": threaded, "mujoco.rollout": rolled_out}

@@ -1,0 +1,281 @@
+"""Names to datasets: build, fetch, import, verify and open them, and hand them to training when they fit.
+
+This is where data meet environments, which know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_flow import datasets, envs
+from marl_flow.commands import opponents
+from marl_flow.commands.opponents import environment
+from marl_flow.commands.robots import shared_robot
+from marl_flow.datasets import catalog, native, specs
+from marl_flow.datasets.replay import passport
+from marl_flow.datasets.replay.check import replay
+from marl_flow.datasets.store import EpisodeStore, open_store
+from marl_flow.datasets.windows import WindowSampler
+from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
+from marl_flow.interfaces import Accountable, Plantable, TaskSpec, UserError, VectorEnv
+from marl_flow.normalize import Normalizers
+from marl_flow.training import TrainingData
+
+log = logging.getLogger(__name__)
+
+REPLAYED = 2048
+"""Steps of a dataset that are played again before anything is trained on it."""
+
+
+def build_dataset(
+    dataset_id: str,
+    *,
+    episodes: int | None = None,
+    seeds: int = 1,
+    force: bool = False,
+    prey: str | None = None,
+) -> EpisodeStore:
+    """Builds a native dataset under the data root, with a progress bar; `force` replaces one that is there.
+
+    prey: name of the opponent to collect against (`opponents.names`) in tag and world, instead of the task's own.
+    """
+    from tqdm import tqdm
+
+    identity = catalog.find(dataset_id).dataset_id
+    name = str(identity)
+    if identity.task_id in envs.TASKS:  # an unknown prey is refused before anything is written
+        environment(_against(identity.task_id, prey), 1)
+    folder = catalog.folder_of(name)
+    if folder.exists() and not force:
+        raise AlreadyThere(f"{name} is in {folder} already; build it anew with --force")
+    if folder.exists():
+        refuse_foreign(folder)
+    place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
+    with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        def make_env(task_id: str, num_envs: int, device: torch.device) -> VectorEnv:
+            return environment(_against(task_id, prey), num_envs, device)
+
+        native.build(name, place, make_env, episodes=episodes, seeds=seeds, progress=show)
+    if place != folder:
+        try:
+            replace_store(folder, place)
+        except UserError:
+            if place.exists():
+                remove_store(place)
+            raise
+    return _stamped(datasets.load(name), folder)
+
+
+def fetch_datasets(
+    names: Sequence[str], *, source: str | None = None, prey: str | None = None, keep_archive: bool = False
+) -> list[EpisodeStore]:
+    """Downloads, unpacks and imports published datasets, with progress bars; refuses, before any download, those that
+    are not published, and tag and world data whose prey is neither named nor in the archive. What is here already is
+    passed over, and said to be. Archives are deleted at the end, once for all datasets they hold."""
+    from tqdm import tqdm
+
+    from marl_flow.datasets.remote import dataset
+    from marl_flow.datasets.remote.download import Progress
+
+    wanted = []
+    for name in dict.fromkeys(str(catalog.find(name).dataset_id) for name in names):
+        chosen = dataset.plan(name, source=source)
+        if (folder := catalog.folder_of(name)).exists():
+            log.info("%s is in %s already", name, folder)
+            continue
+        if chosen.file.layout == "vault":  # the converted copies leave the prey out
+            _prey_of_import(name, prey)
+        wanted.append(name)
+
+    def bar(title: str) -> Progress:
+        shown = tqdm(desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
+
+        def show(done: int, total: int | None) -> None:
+            shown.total = total
+            shown.update(done - shown.n)
+
+        return show
+
+    stores, fetched = [], []
+    for name in wanted:
+        with dataset.fetch_dataset(name, source=source, progress=bar) as found:
+            fetched.append(found)
+            here = prey or _prey_beside(catalog.parse(name).task_id, found.unpacked)
+            stores.append(import_dataset(found.file.layout, found.source, name, prey=here, provenance=found.provenance))
+    dataset.clean_up(fetched, keep_archive=keep_archive)
+    return stores
+
+
+def _prey_beside(task_id: str, unpacked: Path) -> str | None:
+    """Name of the prey that an archive of tag or world carries, once it is kept; None where it carries none."""
+    if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
+        return None
+    found = sorted(unpacked.rglob(opponents.PUBLISHED_FILE))
+    if len(found) > 1:
+        raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(found)}")
+    return opponents.add(task_id, found[0]).name if found else None
+
+
+def import_dataset(
+    layout: str,
+    source: Path,
+    dataset_id: str,
+    *,
+    prey: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> EpisodeStore:
+    """Reads published files into the data root under an id of origin omar, ogmarl or user; verifies and stamps them.
+
+    prey: name of the opponent that data of tag and world were collected against (`opponents.names`); a file that
+    carries its own task record says it itself.
+    """
+    from marl_flow.datasets import formats
+
+    identity = catalog.find(dataset_id).dataset_id
+    name, task_id, folder = str(identity), identity.task_id, catalog.folder_of(dataset_id)
+    if identity.origin == "native":
+        raise UserError(f"{name} is built, not imported; import under a name such as user/{task_id}/mine-v1")
+    record = formats.record_in(layout, source)
+    if record is not None:
+        spec: TaskSpec | None = record.spec
+        _check_record(name, record.spec.task_id, record.origin, prey)
+        if task_id in envs.TASKS:  # a prey that is not here is asked for before anything is written
+            opponents.opponent(task_id, record.spec.opponent)
+    elif layout in formats.CARRY_SPEC and task_id not in specs.TASKS:
+        spec = None  # implied by the files
+        _prey_of_import(name, prey)
+    else:
+        spec = dataclasses.replace(specs.known_spec(task_id), opponent=_prey_of_import(name, prey))
+    store = formats.import_dataset(
+        layout,
+        source,
+        folder,
+        dataset_id=name,
+        spec=spec,
+        provenance=dict(provenance or {}),
+        implied_task_id=task_id,
+        shared=None if record is not None else shared_robot(task_id),
+    )
+    return _stamped(store, folder)
+
+
+def _check_record(name: str, task_id: str, exported_from: Mapping[str, Any], prey: str | None) -> None:
+    """Raises unless files that were exported here may be imported under this name: their task's, and never that of a
+    publication they do not come from."""
+    identity, former = catalog.parse(name), str(exported_from.get("dataset_id"))
+    if task_id != identity.task_id:
+        raise UserError(f"the files hold data of {task_id}, asked for {name}; import them as user/{task_id}/NAME-v1")
+    if identity.origin != "user" and not former.startswith(f"{identity.origin}/"):
+        raise UserError(
+            f"the files were exported from {former}, asked for {name}: data of one origin never stand in for another's "
+            f"data; import them as user/{task_id}/NAME-v1"
+        )
+    if prey is not None:
+        raise UserError(f"{name}: the files say themselves what their data were collected against; leave --prey out")
+
+
+def _prey_of_import(name: str, prey: str | None) -> str | None:
+    """The opponent of data to be imported, where their task has one; it must be named, and be here."""
+    task_id = catalog.parse(name).task_id
+    if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
+        if prey is not None:
+            raise UserError(f"{name}: {task_id} has no prey; leave --prey out")
+        return None
+    if prey is None:
+        raise UserError(
+            f"{name}: expected the name of the prey its data were collected against, found none; keep the "
+            f"{opponents.PUBLISHED_FILE} published beside the data with `marl-flow data prey {task_id} FILE`, then "
+            f"give its name with --prey; there are {', '.join(opponents.names(task_id))}"
+        )
+    opponents.opponent(task_id, prey)
+    return prey
+
+
+def open_dataset(dataset_id: str) -> EpisodeStore:
+    """The dataset, verified; a native one that is absent is built first, by whichever process is done first."""
+    name = str(catalog.find(dataset_id).dataset_id)
+    if name in native.RECIPES and not catalog.folder_of(name).exists():
+        log.info("%s is not in %s yet: building it", name, catalog.data_root())
+        try:
+            return build_dataset(name)
+        except AlreadyThere:
+            log.info("%s was built meanwhile by another process: opening that", name)
+    return datasets.load(name)
+
+
+def verify_dataset(folder: Path, dataset_id: str, steps: int | None = None) -> dict[str, Any]:
+    """The passport of the dataset of this id in a folder, written anew after every check, that many steps (None: all)
+    played again where the task's environment is here; a fault or a misfit is a UserError."""
+    spec = open_store(folder, verify=False, dataset_id=dataset_id).spec
+    return passport.verify(folder, replayed_in if _can_replay(spec) else None, steps)
+
+
+def _stamped(store: EpisodeStore, folder: Path) -> EpisodeStore:
+    """A store that was just made, with its passport; one that does not fit its environment stays, and is said to."""
+    try:
+        verify_dataset(folder, store.dataset_id)
+    except passport.DoesNotFit as error:
+        log.warning("%s. It is kept, and refused for training.", error)
+    return store
+
+
+def refuse_misfit(store: EpisodeStore) -> None:
+    """Raises a UserError where a sample of the store's steps, played again, comes out unlike what is stored.
+
+    A task whose environment is not here, or cannot begin in the middle of an episode, leaves a warning.
+    """
+    spec = store.spec
+    if not _can_replay(spec):
+        log.warning("%s was not checked: no environment of %s can replay it here", store.dataset_id, spec.task_id)
+        return
+    outcome = replay(store, lambda num_envs: replayed_in(spec, num_envs), transitions=REPLAYED)
+    if not outcome.fits:
+        raise UserError(f"{store.dataset_id} {outcome.message}")
+    log.info("%s %s", store.dataset_id, outcome.message)
+
+
+def _can_replay(spec: TaskSpec) -> bool:
+    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Plantable | Accountable)
+
+
+def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable | Accountable:
+    """The environment a store of this task is played again in; where it is stepped, in double precision."""
+    stepped = isinstance(environment(spec, 1), Plantable)
+    env = environment(spec, num_envs, "cpu", torch.float64 if stepped else None)
+    assert isinstance(env, Plantable | Accountable), f"{spec.task_id} cannot begin in the middle of an episode"
+    return env
+
+
+def _against(task_id: str, prey: str | None) -> TaskSpec:
+    """The task against the opponent of that name; None: its own."""
+    spec = envs.spec(task_id)
+    if prey is None:
+        return spec
+    if spec.opponent is None:
+        raise UserError(f"{task_id} has no prey: leave --prey out")
+    return dataclasses.replace(spec, opponent=prey)
+
+
+def training_data(store: EpisodeStore) -> TrainingData:
+    """A store as training sees it; one that does not fit its environment is refused."""
+    assert store.digest is not None, "only a store on disk identifies what a run was trained on"
+    refuse_misfit(store)
+    return TrainingData(
+        dataset_id=store.dataset_id,
+        digest=store.digest,
+        spec=store.spec,
+        fit_normalizers=lambda kind, discount: Normalizers.fit(kind, store, discount=discount),
+        make_sampler=lambda window, device: WindowSampler(store, window, device),
+    )

@@ -1,0 +1,225 @@
+"""Run folders to results: which requests to play, at what target return, and what is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from marl_flow import baselines, checkpoint, datasets, evaluation, run_log, seeding, training
+from marl_flow.benchmarks import suite
+from marl_flow.checkpoint import Header
+from marl_flow.commands.opponents import environment
+from marl_flow.config import digest
+from marl_flow.datasets import catalog
+from marl_flow.datasets.windows import return_quantile
+from marl_flow.interfaces import EXECUTIONS, Acting, Algorithm, EvaluationResult, Execution, UserError
+from marl_flow.run_folder import CONFIG, made_with
+from marl_flow.run_log import BlockLog
+
+log = logging.getLogger(__name__)
+
+NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`.
+
+    `steps` and `actions_per_plan`, in all combinations, are asked of methods that sample in steps.
+    """
+
+    steps: tuple[int, ...] = (1, 2, 3, 5, 10)
+    actions_per_plan: tuple[int, ...] = (1,)
+    episodes: int = 100
+    executions: tuple[Execution, ...] = ()
+    target: str = "quantile:0.9"
+    gate_scale: float = 1.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, counts in (("k", self.steps), ("actions-per-plan", self.actions_per_plan)):
+            if not counts or min(counts) < 1 or len(set(counts)) != len(counts):
+                raise UserError(f"{name}: expected different numbers of at least 1, got {counts}")
+        if not 0.0 <= self.gate_scale <= 1.0:
+            raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
+
+
+def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+    """Plays what is asked of a run folder, or of a checkpoint file in one, and appends it to the run's results.
+
+    Returns the new results. What the run holds already is skipped unless `again`: results, and of an evaluation that
+    was killed the blocks of episodes it had finished.
+    """
+    device = training.checked_device(asked.device)
+    seeds = evaluation.evaluation_seeds(asked.episodes)
+    file = (checkpoint.latest(run) if run.is_dir() else run) or run
+    algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=device)
+    folder = run if run.is_dir() else run.resolve().parent.parent
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"{run}: expected a run folder, or a checkpoint file in one; {folder} has no {CONFIG}")
+    protocol = protocol_of(header, is_file=run.is_file())
+    requests = requests_of(algorithm, header, asked)
+    place, model = evaluation.machine(algorithm)
+    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, made_with())
+    done = set() if again else {_key(result) for result in run_log.read_results(folder)}
+    results = []
+    for rule in dict.fromkeys(rule for rule, _ in requests):
+        wanted = [acting for other, acting in requests if other == rule]
+        missing: dict[Acting, BlockLog] = {}
+        for acting in wanted:
+            key = _wanted_key(header, acting, rule, protocol, seeds, place)
+            blocks = BlockLog(folder, digest(key, *made_by))
+            if again or key in done:
+                blocks.remove()
+            if key not in done:
+                missing[acting] = blocks
+        if len(missing) < len(wanted):
+            log.info("%s: %d of %d evaluations are there already", folder, len(wanted) - len(missing), len(wanted))
+        if begun := sum(blocks.path.exists() for blocks in missing.values()):
+            log.info("%s: %d evaluations continue behind their last finished block", folder, begun)
+        if missing:
+            found = evaluation.evaluate(
+                algorithm,
+                header,
+                lambda rows: environment(algorithm.spec, rows, device),
+                list(missing),
+                seeds=seeds,
+                protocol=protocol,
+                target_rule=rule,
+                logs=list(missing.values()),
+            )
+            run_log.append_results(folder, found)
+            for blocks in missing.values():
+                blocks.remove()
+            results += found
+    if gif:
+        for acting in {acting.execution: acting for _, acting in reversed(requests)}.values():
+            path = folder / rollout_name(acting)
+            if results or not path.exists():
+                write_rollout(algorithm, acting, path, seeds[0], device)
+    return results
+
+
+def protocol_of(header: Header, *, is_file: bool) -> str:
+    """How the checkpoint was chosen, in words that go with every number."""
+    budget = header.run.training["updates"]
+    if header.update < budget:
+        return f"update {header.update} of {budget}"
+    return "named checkpoint" if is_file else "last checkpoint"
+
+
+def requests_of(algorithm: Algorithm, header: Header, asked: Asked) -> list[tuple[str, Acting]]:
+    """Every (target rule, way of acting) asked for that the algorithm can honestly be evaluated in."""
+    impossible = [name for name in asked.executions if name not in algorithm.executions]
+    if impossible:
+        raise UserError(
+            f"this {algorithm.name} run was trained for {' and '.join(algorithm.executions)} execution, asked for "
+            f"{impossible[0]}; leave --execution out, or train a run for it"
+        )
+    requests = []
+    for execution in EXECUTIONS:
+        if execution not in (asked.executions or algorithm.executions):
+            continue
+        rule, target = "none", None
+        if algorithm.return_conditioned:
+            rule, target = target_return(asked.target, algorithm, header, execution)
+        acting = Acting(execution=execution, target_return=target, gate_scale=asked.gate_scale)
+        if not algorithm.samples_in_steps:
+            requests.append((rule, acting))
+            continue
+        for count, steps in itertools.product(asked.actions_per_plan, asked.steps):
+            requests.append((rule, replace(acting, num_sampling_steps=steps, actions_per_plan=count)))
+    return requests
+
+
+def target_return(text: str, algorithm: Algorithm, header: Header, execution: Execution) -> tuple[str, float]:
+    """The rule as recorded, and the raw discounted return to ask for at the start of an episode.
+
+    quantile:Q of the training data's start returns; constant:A*B; raw:V; paper: the constant of the paper's
+    configuration of this dataset and execution.
+    """
+    identity = catalog.parse(header.run.dataset_id)
+    rule = (
+        suite.cell(suite.published_name(identity.task_id, identity.quality), execution).target_rule
+        if text == "paper"
+        else text
+    )
+    if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
+        store = datasets.load(header.run.dataset_id)
+        if store.digest != header.run.dataset_digest:
+            raise UserError(
+                f"the run was trained on {header.run.dataset_id} with digest {header.run.dataset_digest[:16]}, found "
+                f"{(store.digest or '')[:16]} here; rebuild the dataset as it was, or name a --target raw:VALUE"
+            )
+        discount = type(algorithm).window(algorithm.config).discount
+        return rule, return_quantile(store, discount, float(match[1]))
+    if match := re.fullmatch(rf"constant:({NUMBER})\*({NUMBER})", rule):
+        return rule, float(match[1]) * float(match[2])
+    if match := re.fullmatch(rf"raw:({NUMBER})", rule):
+        return rule, float(match[1])
+    raise UserError(f"target: expected quantile:0.9, constant:0.9*700, raw:500 or paper, got {text!r}")
+
+
+def _key(result: EvaluationResult) -> tuple[Any, ...]:
+    return (
+        *(result.config_digest, result.dataset_id, result.dataset_digest, result.training_seed, result.update),
+        *(result.protocol, result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
+        *(result.gate_scale, result.actions_per_plan, result.seeds, result.device),
+    )
+
+
+def _wanted_key(
+    header: Header, acting: Acting, rule: str, protocol: str, seeds: Sequence[int], device: str
+) -> tuple[Any, ...]:
+    run = header.run
+    return (
+        *(run.config_digest, run.dataset_id, run.dataset_digest, run.training["seed"], header.update),
+        *(protocol, acting.execution, acting.num_sampling_steps, rule, acting.target_return),
+        *(acting.gate_scale, acting.actions_per_plan, tuple(seeds), device),
+    )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def rollout_name(acting: Acting) -> str:
+    """File name of an animated picture of one way of acting."""
+    steps = f"_k{acting.num_sampling_steps}" if acting.num_sampling_steps else ""
+    actions = f"_m{acting.actions_per_plan}" if acting.actions_per_plan != 1 else ""
+    gates = f"_gates{acting.gate_scale:g}" if acting.gate_scale != 1.0 else ""
+    return f"rollout_{acting.execution}{steps}{actions}{gates}.gif"
+
+
+def write_rollout(algorithm: Algorithm, acting: Acting, path: Path, seed: int, device: torch.device) -> None:
+    """An animated picture of one episode, 10 frames a second, the last one held."""
+    from PIL import Image
+
+    env = environment(algorithm.spec, 1, device)
+    pictures = evaluation.rollout_frames(algorithm.policy(acting), env, seed, seeding.generator(0, "rollout"))
+    frames = [Image.fromarray(picture) for picture in pictures]
+    unfinished = path.with_name(f".{path.name}.writing")
+    durations = [*itertools.repeat(100, len(frames) - 1), 1500]
+    frames[0].save(unfinished, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    unfinished.replace(path)
+
+
+def describe(result: EvaluationResult) -> str:
+    """One line about a result for a terminal."""
+    mean = sum(result.team_returns) / len(result.team_returns)
+    steps = f" k {result.num_sampling_steps:<3}" if result.num_sampling_steps else ""
+    actions = f" m {result.actions_per_plan:<3}" if result.actions_per_plan != 1 else ""
+    latency = f"{result.latency_ms_p50:.2f} ms a decision"
+    return (
+        f"{result.algorithm} {result.execution}{steps}{actions}: return {mean:.1f} over {len(result.seeds)} episodes, "
+        f"{latency}"
+    )
