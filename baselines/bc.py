@@ -33,7 +33,7 @@ from marl_flow.baselines.networks import (
 )
 from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.coflow.loss import masked_mean
-from marl_flow.interfaces import Acting, Batch, Execution, Metrics, TaskSpec, WindowSpec
+from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, TaskSpec, WindowSpec
 from marl_flow.normalize import Normalizers
 
 
@@ -139,7 +139,7 @@ class BehaviourCloning:
         self.updates_done += 1
         return metrics
 
-    def policy(self, acting: Acting) -> OnePassPolicy:
+    def policy(self, acting: ActingConfig) -> OnePassPolicy:
         check_acting(self.name, acting, self.executions)
 
         def decide(observations: Tensor, action_mask: Tensor | None) -> Tensor:

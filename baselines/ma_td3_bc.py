@@ -42,7 +42,7 @@ from marl_flow.baselines.networks import (
 )
 from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.coflow.loss import masked_mean
-from marl_flow.interfaces import Acting, Batch, Execution, Metrics, TaskSpec, UserError, WindowSpec
+from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
 
 TWINS = 2
@@ -200,7 +200,7 @@ class MATD3BC:
             move_towards(self.target_critic, self.critic, self.config.target_rate)
         return metrics
 
-    def policy(self, acting: Acting) -> OnePassPolicy:
+    def policy(self, acting: ActingConfig) -> OnePassPolicy:
         check_acting(self.name, acting, self.executions)
 
         def decide(observations: Tensor, action_mask: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from marl_flow.interfaces import Acting, ActionSpec, Batch, Execution, Metrics, UserError, mean_metrics
+from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, Execution, Metrics, UserError, mean_metrics
 
 
 class Perceptron(nn.Module):
@@ -105,9 +105,9 @@ def _bounds(action: ActionSpec, like: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def check_acting(name: str, acting: Acting, executions: Sequence[Execution]) -> None:
+def check_acting(name: str, acting: ActingConfig, executions: Sequence[Execution]) -> None:
     """Raises unless the request is one that a policy of one deterministic pass can honour."""
-    if acting != Acting(execution=acting.execution) or acting.execution not in executions:
+    if acting != ActingConfig(execution=acting.execution) or acting.execution not in executions:
         raise UserError(
             f"{name} acts in {' or '.join(executions)} execution, without sampling steps, target return or gates; "
             f"got {acting}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_flow.baselines.networks import check_acting, from_unit_box
-from marl_flow.interfaces import Acting, ActionSpec, Batch, Execution, Metrics, TaskSpec, WindowSpec
+from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, Execution, Metrics, TaskSpec, WindowSpec
 from marl_flow.normalize import Normalizers
 
 
@@ -59,7 +59,7 @@ class RandomChoice:
     def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
         return {}
 
-    def policy(self, acting: Acting) -> UniformPolicy:
+    def policy(self, acting: ActingConfig) -> UniformPolicy:
         check_acting(self.name, acting, self.executions)
         return UniformPolicy(self.spec.action)
 

@@ -173,7 +173,7 @@ def work(job: Job) -> list[str]:
         device=job.device,
     )
     trained = making.describe_training(making.train(plan, job.folder))
-    asked = evaluate.Asked(steps=job.steps, episodes=job.episodes, device=job.device)
+    asked = evaluate.EvalConfig(steps=job.steps, episodes=job.episodes, device=job.device)
     results = evaluate.evaluate(job.folder, asked)
     return [trained, *(map(evaluate.describe, results) if results else ["evaluated before"])]
 

@@ -98,13 +98,13 @@ def evaluate(
         gif: Also write a rollout_*.gif of the first episode.
         again: Play and add results that are there already, from the first episode on.
     """
-    from marl_flow.commands.evaluate import Asked, describe
+    from marl_flow.commands.evaluate import EvalConfig, describe
     from marl_flow.commands.evaluate import evaluate as evaluate_run
     from marl_flow.interfaces import UserError
 
     if not runs:
         raise UserError("name at least one run folder, e.g. marl-flow eval runs/...")
-    asked = Asked(
+    asked = EvalConfig(
         steps=k,
         actions_per_plan=actions_per_plan,
         episodes=episodes,

@@ -22,7 +22,16 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.checkpoint import Header
-from marl_flow.interfaces import Acting, Algorithm, EvaluationResult, Policy, TaskSpec, TimeStep, UserError, VectorEnv
+from marl_flow.interfaces import (
+    ActingConfig,
+    Algorithm,
+    EvaluationResult,
+    Policy,
+    TaskSpec,
+    TimeStep,
+    UserError,
+    VectorEnv,
+)
 from marl_flow.run_log import BlockLog
 
 MakeEnv = Callable[[int], VectorEnv]
@@ -52,7 +61,7 @@ def evaluate(
     algorithm: Algorithm,
     header: Header,
     make_env: MakeEnv,
-    requests: Sequence[Acting],
+    requests: Sequence[ActingConfig],
     *,
     seeds: Sequence[int],
     protocol: str = "last checkpoint",
@@ -146,7 +155,7 @@ class Episodes:
 def play(
     algorithm: Algorithm,
     make_env: MakeEnv,
-    requests: Sequence[Acting],
+    requests: Sequence[ActingConfig],
     seeds: Sequence[int],
     *,
     noise_seed: int = 0,

@@ -260,7 +260,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acting:
+class ActingConfig:
     """How a trained algorithm is asked to act.
 
     num_sampling_steps: k, generative policies only, else None. target_return: raw discounted return-to-go asked for
@@ -336,7 +336,7 @@ class Algorithm(Protocol):
         """
         ...
 
-    def policy(self, acting: Acting) -> Policy: ...
+    def policy(self, acting: ActingConfig) -> Policy: ...
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that training continues from: weights, targets, averages, optimisers, counters."""
@@ -387,7 +387,7 @@ class EvaluationResult:
 
 
 @runtime_checkable
-class Plantable(VectorEnv, Protocol):
+class Restorable(VectorEnv, Protocol):
     """A `VectorEnv` that can begin in the middle of an episode, so that stored transitions can be played again."""
 
     @property
@@ -396,7 +396,7 @@ class Plantable(VectorEnv, Protocol):
         no such part."""
         ...
 
-    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+    def restore(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
         """Continues from the moment that was observed as observations [E, N, O] and state [E, S] (None where the task
         has none), steps [E] int64 into its episode.
 
@@ -407,10 +407,10 @@ class Plantable(VectorEnv, Protocol):
 
 
 @runtime_checkable
-class Accountable(VectorEnv, Protocol):
+class TransitionChecker(VectorEnv, Protocol):
     """A `VectorEnv` whose moments do not tell all that follows, but tell what must hold between two of them."""
 
-    def account(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
+    def expected_transition(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
         """What must have been seen before and after a step from state [E, S] to next_state [E, S] under actions.
 
         Of the second `TimeStep`, `state` is the possible one nearest to next_state, and rewards [E, N] and terminated

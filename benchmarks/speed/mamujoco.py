@@ -27,7 +27,7 @@ from marl_flow.commands.data import training_data
 from marl_flow.datasets import native
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.mamujoco.env import FRAME_SKIP, RobotEnv
-from marl_flow.interfaces import Acting, TimeStep
+from marl_flow.interfaces import ActingConfig, TimeStep
 
 NUM_ENVS, NUM_THREADS = 64, 2
 EPISODE = 40
@@ -85,7 +85,7 @@ def evaluation_seconds() -> float:
             Path(place) / "run", kind, planned.config, planned.training, data, preset=planned.preset
         )
         algorithm, _ = checkpoint.load_algorithm(trained.checkpoint, baselines.get, device=torch.device("cpu"))
-        acting = Acting(execution="centralized", num_sampling_steps=1, target_return=0.0)
+        acting = ActingConfig(execution="centralized", num_sampling_steps=1, target_return=0.0)
         start = time.perf_counter()
         evaluation.play(
             algorithm,

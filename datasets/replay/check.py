@@ -27,7 +27,7 @@ from marl_flow.datasets.replay.transitions import (
     stored_outcome,
 )
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.interfaces import Accountable, Plantable, TaskSpec, UserError
+from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError
 
 BATCHES = (512, 4096)
 """Least and most steps played side by side: the guesses of a diagnosis are many, the processor's cache is not."""
@@ -96,7 +96,11 @@ class Replay:
 
 
 def replay(
-    store: EpisodeStore, make_env: Callable[[int], Plantable | Accountable], *, transitions: int | None, seed: int = 0
+    store: EpisodeStore,
+    make_env: Callable[[int], Restorable | TransitionChecker],
+    *,
+    transitions: int | None,
+    seed: int = 0,
 ) -> Replay:
     """Plays that many stored steps again (None: all), evenly over the episodes, their first and last steps included.
 
@@ -166,7 +170,11 @@ def _too_long(store: EpisodeStore) -> str | None:
 
 
 def _play(
-    store: EpisodeStore, env: Plantable | Accountable, rows: np.ndarray, cut_short: int, generator: torch.Generator
+    store: EpisodeStore,
+    env: Restorable | TransitionChecker,
+    rows: np.ndarray,
+    cut_short: int,
+    generator: torch.Generator,
 ) -> Replay:
     tally, failing, excused = _Tally(store.spec), [], []
     for start in range(0, len(rows), env.num_envs):

@@ -21,7 +21,7 @@ from marl_flow.datasets.replay.transitions import (
     stored_outcome,
 )
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.interfaces import Accountable, Plantable, UserError
+from marl_flow.interfaces import Restorable, TransitionChecker, UserError
 
 SAMPLE = 128  # misfits that a guess must explain
 FEW = 24  # of them, with which guesses of many parts are searched
@@ -31,7 +31,7 @@ PLACES = ("views", "observations", "state")
 
 
 def diagnose(
-    env: Plantable | Accountable, store: EpisodeStore, rows: np.ndarray, unfit: Mapping[str, np.ndarray]
+    env: Restorable | TransitionChecker, store: EpisodeStore, rows: np.ndarray, unfit: Mapping[str, np.ndarray]
 ) -> str | None:
     """What explains the misfits among the played rows [R], as a phrase; `unfit` [R] bool per quantity, some true.
 
@@ -68,9 +68,9 @@ def diagnose(
     return None
 
 
-def another_opponent(env: Plantable | Accountable, store: EpisodeStore, part: Transitions) -> str | None:
+def another_opponent(env: Restorable | TransitionChecker, store: EpisodeStore, part: Transitions) -> str | None:
     """Everything fits but what the opponent moves."""
-    entries = env.opponent_entries if isinstance(env, Plantable) else None
+    entries = env.opponent_entries if isinstance(env, Restorable) else None
     if entries is None:
         return None
     stored, computed = stored_outcome(part), predict(env, part)
@@ -84,7 +84,7 @@ def another_opponent(env: Plantable | Accountable, store: EpisodeStore, part: Tr
     return f"only what the opponent moves differs: the data were collected against {other}, here it is {ours}"
 
 
-def out_of_order(env: Plantable | Accountable, store: EpisodeStore, part: Transitions) -> str | None:
+def out_of_order(env: Restorable | TransitionChecker, store: EpisodeStore, part: Transitions) -> str | None:
     """The moments that follow are stored, but elsewhere."""
     part = part.take(torch.arange(min(len(part), 2 * FEW)))
     following = predict(env, part)["observations"]
@@ -135,7 +135,10 @@ def scale_observations(part: Transitions, factor: float) -> Transitions:
 
 
 def scaled(
-    env: Plantable | Accountable, part: Transitions, name: str, scale: Callable[[Transitions, float], Transitions]
+    env: Restorable | TransitionChecker,
+    part: Transitions,
+    name: str,
+    scale: Callable[[Transitions, float], Transitions],
 ) -> str | None:
     """Everything of one kind was multiplied by a factor: a search over rough ones, then Newton's steps."""
     if not part.actions.is_floating_point():
@@ -152,7 +155,7 @@ def scaled(
     return f"{name}: stored = {1.0 / factor:.4g} x those that fit"
 
 
-def columns_moved(env: Plantable | Accountable, part: Transitions) -> str | None:
+def columns_moved(env: Restorable | TransitionChecker, part: Transitions) -> str | None:
     """The features of every agent were put into another order: the best rotation, then the best exchange, again and
     again while it helps."""
     few, size = part.take(torch.arange(min(len(part), FEW))), env.spec.observation_size
@@ -177,7 +180,7 @@ def columns_moved(env: Plantable | Accountable, part: Transitions) -> str | None
     return f"features are in another order: {listed}{', ...' if len(moved) > 8 else ''}"
 
 
-def columns_shifted(env: Plantable | Accountable, part: Transitions) -> str | None:
+def columns_shifted(env: Restorable | TransitionChecker, part: Transitions) -> str | None:
     """Some features, of every agent or of one, have a constant added: the response to each is measured, and those that
     explain the typical misfit are picked one after the other.
 
@@ -212,7 +215,7 @@ def columns_shifted(env: Plantable | Accountable, part: Transitions) -> str | No
     return None
 
 
-def other_rewards(env: Plantable | Accountable, store: EpisodeStore, part: Transitions) -> str | None:
+def other_rewards(env: Restorable | TransitionChecker, store: EpisodeStore, part: Transitions) -> str | None:
     """Another scale, a constant, the team's reward, or rewards of a neighbouring step."""
     computed, stored = predict(env, part)["rewards"], part.rewards  # [R, N]
 
@@ -243,14 +246,14 @@ def other_rewards(env: Plantable | Accountable, store: EpisodeStore, part: Trans
     return None
 
 
-def _residual(env: Plantable | Accountable, part: Transitions) -> Tensor:
+def _residual(env: Restorable | TransitionChecker, part: Transitions) -> Tensor:
     """Stored less computed moments, before and after the step, [R, 2 N O]."""
     stored, computed = stored_outcome(part), predict(env, part)
     after = (stored["observations"] - computed["observations"]).flatten(1).masked_fill(~part.shown[:, None], 0.0)
     return torch.cat([(stored["views"] - computed["views"]).flatten(1), after], 1)
 
 
-def _costs_of_orders(env: Plantable | Accountable, part: Transitions, orders: Tensor) -> Tensor:
+def _costs_of_orders(env: Restorable | TransitionChecker, part: Transitions, orders: Tensor) -> Tensor:
     """Mean absolute residual [P] of the transitions under each order [P, O] of features."""
     copies = part.take(torch.arange(len(part)).repeat(len(orders)))
     index = orders.repeat_interleave(len(part), 0)[:, None].expand_as(copies.observations)
@@ -272,7 +275,7 @@ def _shifted(part: Transitions, offset: Tensor) -> Transitions:
     return replace(part, observations=part.observations + offset, next_observations=part.next_observations + offset)
 
 
-def _fitting(env: Plantable | Accountable, part: Transitions) -> float:
+def _fitting(env: Restorable | TransitionChecker, part: Transitions) -> float:
     """Share of the transitions whose moments fit."""
     stored, computed = stored_outcome(part), predict(env, part)
     wrong = misfits(stored, differences(stored, computed, part.shown))
@@ -287,7 +290,7 @@ def _evenly(rows: np.ndarray, count: int) -> np.ndarray:
     return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
 
 
-def _column(env: Plantable | Accountable, place: int) -> str:
+def _column(env: Restorable | TransitionChecker, place: int) -> str:
     size = env.spec.observation_size
     agent, feature = divmod(place, size)
     return f"feature {feature} of {'every agent' if agent == 0 else env.spec.agents[agent - 1]}"

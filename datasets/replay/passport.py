@@ -21,7 +21,7 @@ from marl_flow.datasets.disk import disk_errors, read_json, write_json
 from marl_flow.datasets.replay.check import Disagreement, replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import PASSPORT
-from marl_flow.interfaces import Accountable, Plantable, TaskSpec, UserError
+from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 PASSPORT_VERSION = 1
@@ -37,7 +37,7 @@ class DoesNotFit(UserError):
 
 def verify(
     folder: Path,
-    make_env: Callable[[TaskSpec, int], Plantable | Accountable] | None = None,
+    make_env: Callable[[TaskSpec, int], Restorable | TransitionChecker] | None = None,
     transitions: int | None = None,
 ) -> dict[str, Any]:
     """The passport of the store in a folder, written anew, after every check.

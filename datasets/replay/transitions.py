@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.interfaces import Accountable, Plantable
+from marl_flow.interfaces import Restorable, TransitionChecker
 
 Outcome = dict[str, Tensor]
 """What a step shows, float64 on the CPU, one entry per key of TOLERANCES that the task has: `views` [R, N, O] and
@@ -110,23 +110,23 @@ def stored_outcome(of: Transitions) -> Outcome:
 
 
 @torch.no_grad()
-def predict(env: Plantable | Accountable, of: Transitions) -> Outcome:
+def predict(env: Restorable | TransitionChecker, of: Transitions) -> Outcome:
     """What the environment makes of the transitions' moments and actions, `env.num_envs` at a time.
 
-    An `Accountable` one makes it of both moments; where the second was not stored, nothing about it can be wrong.
+    An `TransitionChecker` one makes it of both moments; where the second was not stored, nothing about it can be wrong.
     """
     parts: list[Outcome] = []
     for start in range(0, len(of), env.num_envs):
         index = torch.arange(start, start + env.num_envs).clamp(max=len(of) - 1)  # the last one fills the batch
         count, part = min(env.num_envs, len(of) - start), of.take(index)
         state = None if part.state is None else part.state.to(env.device)
-        if isinstance(env, Plantable):
-            before = env.plant(part.observations.to(env.device), state, part.steps.to(env.device))
+        if isinstance(env, Restorable):
+            before = env.restore(part.observations.to(env.device), state, part.steps.to(env.device))
         else:
             assert state is not None and part.next_state is not None
-            before, after = env.account(state, part.actions.to(env.device), part.next_state.to(env.device))
+            before, after = env.expected_transition(state, part.actions.to(env.device), part.next_state.to(env.device))
         seen = {"views": before.observations.clone(), "action_mask": before.action_mask}
-        if isinstance(env, Plantable):
+        if isinstance(env, Restorable):
             after = env.step(part.actions.to(env.device))
         else:
             shown = part.shown.to(env.device)
@@ -164,7 +164,7 @@ def misfits(stored: Outcome, difference: Outcome) -> dict[str, Tensor]:
     }
 
 
-def explained_by_rounding(env: Plantable | Accountable, of: Transitions, generator: torch.Generator) -> Tensor:
+def explained_by_rounding(env: Restorable | TransitionChecker, of: Transitions, generator: torch.Generator) -> Tensor:
     """Which transitions [R] bool fit moments that float32 cannot tell from the stored one.
 
     A reward jumps where a distance passes a threshold, an opponent turns where two ways are equally good, and bodies

@@ -136,7 +136,7 @@ class RobotEnv:
         return self._begin(positions, NOISE * _normal(seeds, self._model.nv), np.zeros(self._num_envs, dtype=np.int64))
 
     def set_state(self, state: RobotState) -> TimeStep:
-        """Continues from a state as after a reset: no rewards yet; a row planted at the step limit is finished."""
+        """Continues from a state as after a reset: no rewards yet; a row restored at the step limit is finished."""
         expected = {
             "positions": (self._num_envs, self._model.nq),
             "velocities": (self._num_envs, self._model.nv),
@@ -253,11 +253,11 @@ class RobotEnv:
         return np.ascontiguousarray(chosen[:, self._order])
 
 
-class PlantableRobotEnv(RobotEnv):
+class RestorableRobotEnv(RobotEnv):
     """A task whose agents together see the whole state (2halfcheetah), which can begin in the middle of an episode.
 
     An ant's agents see neither its height nor how it lies nor most of its body's velocity, and no moment can be read
-    back from what they see: 2ant and 4ant are not plantable.
+    back from what they see: 2ant and 4ant are not restorable.
     """
 
     @property
@@ -265,7 +265,7 @@ class PlantableRobotEnv(RobotEnv):
         """Nobody moves but the agents."""
         return
 
-    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+    def restore(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
         """Continues from the state that the team sees as observations [E, N, O], after steps [E] of each episode.
 
         What several agents see is taken from all of them in equal parts. Contact forces follow from the state. Two
@@ -277,7 +277,7 @@ class PlantableRobotEnv(RobotEnv):
         shape = (self.num_envs, spec.num_agents, spec.observation_size)
         if tuple(observations.shape) != shape or state is not None:
             raise UserError(
-                f"{spec.task_id}: expected observations of shape {shape} and no state to plant, "
+                f"{spec.task_id}: expected observations of shape {shape} and no state to restore, "
                 f"got {_describe(observations)}{'' if state is None else f' and a state, {_describe(state)}'}"
             )
         kind = self._partition
@@ -299,7 +299,7 @@ def make(
         from marl_flow.envs.mamujoco.v1 import make_scenario
 
         return make_scenario(task_id, num_envs, device=device, dtype=dtype or torch.float32)
-    kind = PlantableRobotEnv if partition(task_id).tells_state else RobotEnv
+    kind = RestorableRobotEnv if partition(task_id).tells_state else RobotEnv
     return kind(task_id, num_envs, device=device, dtype=dtype or torch.float32)
 
 

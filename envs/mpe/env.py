@@ -143,7 +143,7 @@ class ParticleEnv:
         return self._begin(positions, positions.new_zeros(2, agents, self._num_envs), steps)
 
     def set_state(self, state: ParticleState) -> TimeStep:
-        """Continues from a state as after a reset: no rewards yet; a row planted at the step limit is finished."""
+        """Continues from a state as after a reset: no rewards yet; a row restored at the step limit is finished."""
         expected = {
             "positions": (self._num_envs, self._scenario.num_entities, 2),
             "velocities": (self._num_envs, self._scenario.num_agents, 2),
@@ -169,12 +169,12 @@ class ParticleEnv:
         """Which entries of the observations tell of the prey, [N, O] bool; None where there is none."""
         return opponent_entries(self._scenario) if self._scenario.has_prey else None
 
-    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+    def restore(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
         """Continues from the state that the team sees as observations [E, N, O], after steps [E] of each episode."""
         shape = (self._num_envs, self.spec.num_agents, self.spec.observation_size)
         if tuple(observations.shape) != shape or state is not None:
             raise UserError(
-                f"{self.spec.task_id}: expected observations of shape {shape} and no state to plant, "
+                f"{self.spec.task_id}: expected observations of shape {shape} and no state to restore, "
                 f"got {_describe(observations)}{'' if state is None else f' and a state, {_describe(state)}'}"
             )
         return self.set_state(state_of(self._scenario, observations, steps))

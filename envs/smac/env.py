@@ -219,7 +219,7 @@ class SmacEnv:
             battle, state.steps.to(self._device, copy=True), state.last_actions.to(self._device, copy=True)
         )
 
-    def account(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
+    def expected_transition(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
         """What must have been seen before and after a step from state [E, S] to next_state [E, S] under actions [E, N].
 
         The second moment's `state` is the possible one nearest to next_state; its rewards are those of the step.

@@ -104,8 +104,8 @@ class SmacV2Env(SmacEnv):
     _map: Scenario
     _scale: Tensor
 
-    account = None  # type: ignore[assignment]
-    """States do not tell who the dead were, and so not what the rewards were divided by: not an `Accountable`."""
+    expected_transition = None  # type: ignore[assignment]
+    """States do not tell who the dead were, and so not what the rewards were divided by: not an `TransitionChecker`."""
 
     def __init__(
         self, task_id: str, num_envs: int, *, device: torch.device | str = "cpu", conic_fov: bool = False

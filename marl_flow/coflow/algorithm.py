@@ -1,7 +1,7 @@
 """CoFlow (arXiv 2605.01457): plan the team's coming observations in few steps, read actions off by inverse dynamics.
 
 Training draws windows of a team's observations, noises the frames to come, and regresses one joint velocity field
-(loss.py); an inverse-dynamics head learns the action between two frames. Acting fixes what is known, integrates
+(loss.py); an inverse-dynamics head learns the action between two frames. ActingConfig fixes what is known, integrates
 the field from noise in k steps (sampler.py) and takes the action from the current frame to the first planned one.
 
 Centralized (C): one plan from everybody's observations. Decentralized (D): every agent plans the whole team from its
@@ -27,7 +27,7 @@ from marl_flow.coflow.model import CoFlowModel
 from marl_flow.coflow.network import PolyakAverage
 from marl_flow.coflow.policy import FlowPolicy, frames_of, plan_space, scale_returns
 from marl_flow.interfaces import (
-    Acting,
+    ActingConfig,
     Batch,
     Execution,
     Metrics,
@@ -203,7 +203,7 @@ class CoFlow:
 
     # Acting and state
 
-    def policy(self, acting: Acting) -> FlowPolicy:
+    def policy(self, acting: ActingConfig) -> FlowPolicy:
         if acting.execution not in self.executions:
             raise UserError(
                 f"this run was trained with conditioning {self.config.conditioning!r} and can be evaluated in "

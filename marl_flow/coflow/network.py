@@ -297,7 +297,7 @@ class TrajectoryNetwork(nn.Module):
         return torch.stack([block.gate.detach()[0] for block in self.backbone.attention])
 
     def set_gates(self, values: Tensor) -> None:
-        """Plants the gates [number of blocks]."""
+        """Sets the gates [number of blocks]."""
         blocks = list(self.backbone.attention)
         if values.shape != (len(blocks),):
             raise ValueError(f"expected {len(blocks)} gates, got a tensor of shape {tuple(values.shape)}")

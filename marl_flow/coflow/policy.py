@@ -10,7 +10,7 @@ from marl_flow.coflow.config import CoFlowConfig
 from marl_flow.coflow.inputs import PlanSpace, condition, with_numbers
 from marl_flow.coflow.model import CoFlowModel
 from marl_flow.coflow.sampler import integrate
-from marl_flow.interfaces import Acting, TaskSpec, UserError
+from marl_flow.interfaces import ActingConfig, TaskSpec, UserError
 from marl_flow.normalize import Normalizers
 
 
@@ -48,7 +48,7 @@ class FlowPolicy:
     plan's attention weights in `attention`, a list over network passes and blocks of [heads, rows, N, N].
     """
 
-    def __init__(self, model: CoFlowModel, spec: TaskSpec, normalizers: Normalizers, acting: Acting) -> None:
+    def __init__(self, model: CoFlowModel, spec: TaskSpec, normalizers: Normalizers, acting: ActingConfig) -> None:
         assert acting.num_sampling_steps is not None and acting.target_return is not None
         if not 1 <= acting.actions_per_plan <= model.config.horizon:
             raise UserError(

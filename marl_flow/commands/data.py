@@ -24,7 +24,7 @@ from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.windows import WindowSampler
 from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
-from marl_flow.interfaces import Accountable, Plantable, TaskSpec, UserError, VectorEnv
+from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError, VectorEnv
 from marl_flow.normalize import Normalizers
 from marl_flow.training import TrainingData
 
@@ -247,14 +247,14 @@ def refuse_misfit(store: EpisodeStore) -> None:
 
 
 def _can_replay(spec: TaskSpec) -> bool:
-    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Plantable | Accountable)
+    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Restorable | TransitionChecker)
 
 
-def replayed_in(spec: TaskSpec, num_envs: int) -> Plantable | Accountable:
+def replayed_in(spec: TaskSpec, num_envs: int) -> Restorable | TransitionChecker:
     """The environment a store of this task is played again in; where it is stepped, in double precision."""
-    stepped = isinstance(environment(spec, 1), Plantable)
+    stepped = isinstance(environment(spec, 1), Restorable)
     env = environment(spec, num_envs, "cpu", torch.float64 if stepped else None)
-    assert isinstance(env, Plantable | Accountable), f"{spec.task_id} cannot begin in the middle of an episode"
+    assert isinstance(env, Restorable | TransitionChecker), f"{spec.task_id} cannot begin in the middle of an episode"
     return env
 
 

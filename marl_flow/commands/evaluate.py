@@ -20,7 +20,7 @@ from marl_flow.commands.opponents import environment
 from marl_flow.config import digest
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
-from marl_flow.interfaces import EXECUTIONS, Acting, Algorithm, EvaluationResult, Execution, UserError
+from marl_flow.interfaces import EXECUTIONS, ActingConfig, Algorithm, EvaluationResult, Execution, UserError
 from marl_flow.run_folder import CONFIG, made_with
 from marl_flow.run_log import BlockLog
 
@@ -30,7 +30,7 @@ NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvalConfig:
     """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`.
 
     `steps` and `actions_per_plan`, in all combinations, are asked of methods that sample in steps.
@@ -52,7 +52,7 @@ class Asked:
             raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
 
 
-def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+def evaluate(run: Path, asked: EvalConfig, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
     """Plays what is asked of a run folder, or of a checkpoint file in one, and appends it to the run's results.
 
     Returns the new results. What the run holds already is skipped unless `again`: results, and of an evaluation that
@@ -73,7 +73,7 @@ def evaluate(run: Path, asked: Asked, *, gif: bool = False, again: bool = False)
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
         wanted = [acting for other, acting in requests if other == rule]
-        missing: dict[Acting, BlockLog] = {}
+        missing: dict[ActingConfig, BlockLog] = {}
         for acting in wanted:
             key = _wanted_key(header, acting, rule, protocol, seeds, place)
             blocks = BlockLog(folder, digest(key, *made_by))
@@ -116,7 +116,7 @@ def protocol_of(header: Header, *, is_file: bool) -> str:
     return "named checkpoint" if is_file else "last checkpoint"
 
 
-def requests_of(algorithm: Algorithm, header: Header, asked: Asked) -> list[tuple[str, Acting]]:
+def requests_of(algorithm: Algorithm, header: Header, asked: EvalConfig) -> list[tuple[str, ActingConfig]]:
     """Every (target rule, way of acting) asked for that the algorithm can honestly be evaluated in."""
     impossible = [name for name in asked.executions if name not in algorithm.executions]
     if impossible:
@@ -131,7 +131,7 @@ def requests_of(algorithm: Algorithm, header: Header, asked: Asked) -> list[tupl
         rule, target = "none", None
         if algorithm.return_conditioned:
             rule, target = target_return(asked.target, algorithm, header, execution)
-        acting = Acting(execution=execution, target_return=target, gate_scale=asked.gate_scale)
+        acting = ActingConfig(execution=execution, target_return=target, gate_scale=asked.gate_scale)
         if not algorithm.samples_in_steps:
             requests.append((rule, acting))
             continue
@@ -177,7 +177,7 @@ def _key(result: EvaluationResult) -> tuple[Any, ...]:
 
 
 def _wanted_key(
-    header: Header, acting: Acting, rule: str, protocol: str, seeds: Sequence[int], device: str
+    header: Header, acting: ActingConfig, rule: str, protocol: str, seeds: Sequence[int], device: str
 ) -> tuple[Any, ...]:
     run = header.run
     return (
@@ -192,7 +192,7 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def rollout_name(acting: Acting) -> str:
+def rollout_name(acting: ActingConfig) -> str:
     """File name of an animated picture of one way of acting."""
     steps = f"_k{acting.num_sampling_steps}" if acting.num_sampling_steps else ""
     actions = f"_m{acting.actions_per_plan}" if acting.actions_per_plan != 1 else ""
@@ -200,7 +200,7 @@ def rollout_name(acting: Acting) -> str:
     return f"rollout_{acting.execution}{steps}{actions}{gates}.gif"
 
 
-def write_rollout(algorithm: Algorithm, acting: Acting, path: Path, seed: int, device: torch.device) -> None:
+def write_rollout(algorithm: Algorithm, acting: ActingConfig, path: Path, seed: int, device: torch.device) -> None:
     """An animated picture of one episode, 10 frames a second, the last one held."""
     from PIL import Image
 

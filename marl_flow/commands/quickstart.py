@@ -90,7 +90,7 @@ def run(
     if device == "cpu":  # as in training: the same numbers, and latencies, on any number of cores
         torch.set_num_threads(1)
     for stop in runs:
-        asked = evaluate.Asked(steps=STEPS, episodes=episodes, device=device)
+        asked = evaluate.EvalConfig(steps=STEPS, episodes=episodes, device=device)
         found = evaluate.evaluate(out / stop.folder, asked, gif=True)
         for line in map(evaluate.describe, found):
             say(f"   {line}")

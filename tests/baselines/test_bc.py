@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from marl_flow.baselines.bc import BCConfig, BehaviourCloning, discrete_loss
-from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec
+from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, TaskSpec
 from marl_flow.normalize import Normalizer, Normalizers
 
 AGENTS, SIZE, CHOICES = 3, 4, 5
@@ -96,7 +96,7 @@ def test_illegal_choices_are_never_taken() -> None:
     algorithm = build(DISCRETE)
     draw = seeded(2)
     observations = torch.randn(200, AGENTS, SIZE, generator=draw) * 10
-    policy = algorithm.policy(Acting())
+    policy = algorithm.policy(ActingConfig())
     policy.reset(200, draw)
     favourite = policy.act(observations, torch.ones(200, AGENTS, CHOICES, dtype=torch.bool), torch.zeros(200, AGENTS))
     legal = torch.ones(200, AGENTS, CHOICES, dtype=torch.bool).scatter(-1, favourite[..., None], False)
@@ -127,7 +127,7 @@ def test_it_learns_its_batch(action: ActionSpec) -> None:
     for _ in range(300):
         algorithm.update(data, seeded())
     mask = None if data.action_mask is None else data.action_mask[:, 0]
-    acted = algorithm.policy(Acting()).act(data.observations[:, 0], mask, torch.zeros(8, AGENTS))
+    acted = algorithm.policy(ActingConfig()).act(data.observations[:, 0], mask, torch.zeros(8, AGENTS))
     if action.is_discrete:
         assert torch.equal(acted, data.actions[:, 0])
     else:

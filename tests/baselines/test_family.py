@@ -12,7 +12,7 @@ from marl_flow import baselines, seeding
 from marl_flow.baselines.networks import Perceptron, StackedPerceptron, from_unit_box, to_unit_box
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.datasets.windows import WindowSampler
-from marl_flow.interfaces import Acting, ActionSpec, TaskSpec, UserError
+from marl_flow.interfaces import ActingConfig, ActionSpec, TaskSpec, UserError
 from marl_flow.normalize import Normalizers
 
 AGENTS, SIZE, CHOICES = 2, 3, 4
@@ -98,11 +98,11 @@ def test_state_carries_everything_and_loads_strictly(name: str, action: ActionSp
         if left or len(broken):
             with pytest.raises((KeyError, ValueError, RuntimeError)):
                 built(name, store).load_state_dict({key: left.get(key, torch.zeros(1)) for key in broken})
-    for policy in (trained.policy(Acting()), other.policy(Acting())):
+    for policy in (trained.policy(ActingConfig()), other.policy(ActingConfig())):
         policy.reset(5, torch.Generator().manual_seed(2))
     seen = torch.ones(5, AGENTS, SIZE)
     mask = torch.ones(5, AGENTS, CHOICES, dtype=torch.bool) if action.is_discrete else None
-    acted = trained.policy(Acting())
+    acted = trained.policy(ActingConfig())
     acted.reset(5, torch.Generator().manual_seed(2))
     actions = acted.act(seen, mask, torch.zeros(5, AGENTS))
     assert actions.shape == ((5, AGENTS) if action.is_discrete else (5, AGENTS, 2))
@@ -111,13 +111,13 @@ def test_state_carries_everything_and_loads_strictly(name: str, action: ActionSp
 
 def test_random_play_is_uniform_over_what_is_allowed() -> None:
     """Catches actions in [-1, 1] where the box is wider, illegal choices, and favourites among the legal ones."""
-    policy = built("random", tiny_store(CONTINUOUS)).policy(Acting())
+    policy = built("random", tiny_store(CONTINUOUS)).policy(ActingConfig())
     policy.reset(4000, torch.Generator().manual_seed(0))
     actions = policy.act(torch.zeros(4000, AGENTS, SIZE), None, torch.zeros(4000, AGENTS)).flatten(0, 1)
     torch.testing.assert_close(actions.amin(0), torch.tensor([-1.0, 0.0]), rtol=0, atol=0.01)
     torch.testing.assert_close(actions.amax(0), torch.tensor([1.0, 4.0]), rtol=0, atol=0.01)
     torch.testing.assert_close(actions.mean(0), torch.tensor([0.0, 2.0]), rtol=0, atol=0.06)
-    policy = built("random", tiny_store(DISCRETE)).policy(Acting())
+    policy = built("random", tiny_store(DISCRETE)).policy(ActingConfig())
     policy.reset(4000, torch.Generator().manual_seed(0))
     legal = torch.tensor([[True, False, True, True], [False, False, False, True]]).expand(4000, -1, -1)
     choices = policy.act(torch.zeros(4000, AGENTS, SIZE), legal, torch.zeros(4000, AGENTS))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from marl_flow.baselines.ma_td3_bc import MATD3BC, TD3BCConfig, actor_loss, bootstrapped
-from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec, UserError
+from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, TaskSpec, UserError
 from marl_flow.normalize import Normalizer, Normalizers
 
 AGENTS, SIZE, ACTIONS = 2, 3, 2
@@ -204,9 +204,9 @@ def test_an_agent_never_sees_another() -> None:
         for _ in range(2):
             algorithm.update(data, noise())
         results.append([algorithm.actor.layers[0].weight[0], algorithm.critic.layers[0].weight[[0, 2]]])
-        own = algorithm.policy(Acting()).act(torch.tensor([[[0.1, 0.2, 0.3], [change] * 3]]), None, torch.zeros(1, 2))[
-            0, 0
-        ]
+        own = algorithm.policy(ActingConfig()).act(
+            torch.tensor([[[0.1, 0.2, 0.3], [change] * 3]]), None, torch.zeros(1, 2)
+        )[0, 0]
         results[-1].append(own)
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -266,7 +266,7 @@ def test_actions_cover_their_own_bounds() -> None:
             layer.weight.data.zero_()
             layer.bias.data.fill_(bias)
         algorithm.actor.layers[0].bias.data.fill_(0.0)
-        policy = algorithm.policy(Acting())
+        policy = algorithm.policy(ActingConfig())
         policy.reset(3, noise())
         actions = policy.act(torch.randn(3, AGENTS, SIZE, generator=noise()), None, torch.zeros(3, AGENTS))
         torch.testing.assert_close(actions, torch.tensor(expected).expand(3, AGENTS, ACTIONS))
@@ -278,7 +278,11 @@ def test_discrete_tasks_and_impossible_requests_are_refused() -> None:
     normalizers = untouched()
     with pytest.raises(UserError, match="needs continuous actions, but test/td has 4 discrete choices"):
         MATD3BC.build(TD3BCConfig(), discrete, normalizers, device=CPU, generator=noise())
-    for acting in (Acting(execution="centralized"), Acting(num_sampling_steps=1), Acting(target_return=1.0)):
+    for acting in (
+        ActingConfig(execution="centralized"),
+        ActingConfig(num_sampling_steps=1),
+        ActingConfig(target_return=1.0),
+    ):
         with pytest.raises(UserError, match="acts in decentralized execution, without sampling steps"):
             build().policy(acting)
 
@@ -293,5 +297,5 @@ def test_it_learns_what_imitation_cannot() -> None:
         rewards = actions[..., 0] - actions[..., 1] / 2
         ends = torch.ones(64, 1, dtype=torch.bool)
         algorithm.update(batch(64, seed, actions=actions, rewards=rewards, terminated=ends), noise(seed))
-    actions = algorithm.policy(Acting()).act(batch(64).observations[:, 0], None, torch.zeros(64, AGENTS))
+    actions = algorithm.policy(ActingConfig()).act(batch(64).observations[:, 0], None, torch.zeros(64, AGENTS))
     torch.testing.assert_close(actions.mean((0, 1)), corner, rtol=0, atol=0.4)

@@ -156,7 +156,7 @@ class FakeGame:
             raise protocol.ConnectionError("the websocket closed")
 
 
-class PlantedGame(starcraft2.Game):
+class RestoredGame(starcraft2.Game):
     """The adapter's `Game` over the real package, whose launch gives a `FakeGame`. `games`: all launched so far."""
 
     def __init__(self, task_id: str, version: str | None = None, **game: Any) -> None:
@@ -166,11 +166,11 @@ class PlantedGame(starcraft2.Game):
 
     def _build(self, seed: int | None) -> Any:
         env = super()._build(seed)
-        plant(getattr(env, "env", env), self.games, self.options)
+        restore(getattr(env, "env", env), self.games, self.options)
         return env
 
 
-def plant(env: Any, games: list[FakeGame], options: dict[str, Any]) -> None:
+def restore(env: Any, games: list[FakeGame], options: dict[str, Any]) -> None:
     """Replaces the launch of the real package's StarCraft2Env by that of a fake game."""
 
     def launch() -> None:

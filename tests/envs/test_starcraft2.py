@@ -348,9 +348,13 @@ def test_everything_of_smac_passes_unchanged(fakes: ModuleType, name: str) -> No
     needs("smac")
     from smac.env import StarCraft2Env
 
-    source, game, theirs = np.random.default_rng(0), fakes.PlantedGame(f"smac-sc2/{name}"), StarCraft2Env(map_name=name)
+    source, game, theirs = (
+        np.random.default_rng(0),
+        fakes.RestoredGame(f"smac-sc2/{name}"),
+        StarCraft2Env(map_name=name),
+    )
     games: list[Any] = []
-    fakes.plant(theirs, games, game.options)
+    fakes.restore(theirs, games, game.options)
     for episode in range(2):
         frame = game.reset(episode)
         observations, state = theirs.reset()
@@ -391,7 +395,7 @@ def test_real_ends(
 ) -> None:
     """Catches a decision in the last step taken for a time-out, and the death of both sides for a victory."""
     needs("smac")
-    source, game = np.random.default_rng(0), fakes.PlantedGame(f"smac-sc2/{name}", fates=fates)
+    source, game = np.random.default_rng(0), fakes.RestoredGame(f"smac-sc2/{name}", fates=fates)
     frame, steps = game.reset(0), 0
     while True:
         outcome = game.step(legal(frame, source))
@@ -405,7 +409,7 @@ def test_real_ends(
 def test_real_crash_in_a_step(fakes: ModuleType, call: str) -> None:
     """Catches a crash that the package hides behind the end of an episode."""
     needs("smac")
-    source, game = np.random.default_rng(0), fakes.PlantedGame("smac-sc2/3m")
+    source, game = np.random.default_rng(0), fakes.RestoredGame("smac-sc2/3m")
     frame = game.step(legal(game.reset(0), source)).frame
     game.games[0].failing.append(call)
     with pytest.raises(UserError, match="the game crashed in step 2 of an episode"):
@@ -417,7 +421,7 @@ def test_real_crash_in_a_step(fakes: ModuleType, call: str) -> None:
 def test_real_crash_in_a_reset(fakes: ModuleType) -> None:
     """Catches the dead units of a game that is gone shown as the first frame of an episode."""
     needs("smac")
-    game = fakes.PlantedGame("smac-sc2/3m", fates={2: lambda game: game.kill(2)})
+    game = fakes.RestoredGame("smac-sc2/3m", fates={2: lambda game: game.kill(2)})
     source, frame = np.random.default_rng(0), game.reset(0)
     for _ in range(2):
         frame = game.step(legal(frame, source)).frame
@@ -431,7 +435,7 @@ def test_real_reward_scale(fakes: ModuleType) -> None:
     """Catches a win worth less than 20 because a first battle was prepared twice or its units came late."""
     needs("smac")
     for late in (0, 2):
-        game = fakes.PlantedGame("smac-sc2/2s3z", fates={1: lambda game: game.kill(2)}, late=late)
+        game = fakes.RestoredGame("smac-sc2/2s3z", fates={1: lambda game: game.kill(2)}, late=late)
         game.reset(0)
         game.reset(1)
         assert game.step([1] * 5).reward == pytest.approx(20.0)
@@ -443,7 +447,7 @@ def test_real_reward_scale(fakes: ModuleType) -> None:
 def test_real_packages_in_workers(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch, task_id: str) -> None:
     """Catches a package that works in this process only, and rows that disturb each other at their different ends."""
     needs(starcraft2.battle(task_id).package)
-    monkeypatch.setattr(starcraft2, "Game", fakes.PlantedGame)
+    monkeypatch.setattr(starcraft2, "Game", fakes.RestoredGame)
     with starcraft2.StarCraftEnv(task_id, 2, dtype=torch.float64) as env:
         for episode in range(2):
             step = env.reset([episode, episode + 10])
@@ -460,7 +464,7 @@ def test_real_packages_in_workers(fakes: ModuleType, monkeypatch: pytest.MonkeyP
 def test_smacv2_plays(fakes: ModuleType, task_id: str) -> None:
     """Catches teams or places that the package refuses, and what it shows changed or cut on the way."""
     needs("smacv2")
-    source, game = np.random.default_rng(0), fakes.PlantedGame(task_id, fates={6: lambda game: game.kill(2)})
+    source, game = np.random.default_rng(0), fakes.RestoredGame(task_id, fates={6: lambda game: game.kill(2)})
     spec, fight = starcraft2.spec(task_id), starcraft2.battle(task_id)
     for episode in range(2):
         frame = game.reset(episode)
@@ -485,7 +489,7 @@ def test_smacv2_plays(fakes: ModuleType, task_id: str) -> None:
 def test_smacv2_shows_nothing_below_an_unseen_enemy(fakes: ModuleType) -> None:
     """Catches a package that no longer does what the docstring says of it."""
     needs("smacv2")
-    game = fakes.PlantedGame("smacv2-sc2/zerg_5_vs_5")
+    game = fakes.RestoredGame("smacv2-sc2/zerg_5_vs_5")
     game.reset(0)
     inner = game._env.env
     for far in (None, 2, 4):
@@ -505,7 +509,7 @@ def test_smacv2_tries_again(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch) 
     needs("smacv2")
     from smacv2.env.starcraft2.starcraft2 import CannotResetException
 
-    game = fakes.PlantedGame("smacv2-sc2/terran_5_vs_5", fates={1: lambda game: game.kill(2)})
+    game = fakes.RestoredGame("smacv2-sc2/terran_5_vs_5", fates={1: lambda game: game.kill(2)})
     build, refusals = game._build, [1, 2]
 
     def reluctant(seed: int | None) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from marl_flow import evaluation, seeding
 from marl_flow.checkpoint import Header
 from marl_flow.evaluation import block_rows, decision_latency, evaluate, evaluation_seeds, play, rollout_frames
-from marl_flow.interfaces import Acting, ActionSpec, TaskSpec, TimeStep, UserError
+from marl_flow.interfaces import ActingConfig, ActionSpec, TaskSpec, TimeStep, UserError
 from marl_flow.run_log import BlockLog
 
 BOX = ActionSpec(kind="continuous", size=1, low=(-100.0,), high=(100.0,))
@@ -79,7 +79,7 @@ class KnownPolicy:
 
     network_passes = 7
 
-    def __init__(self, acting: Acting, noise: float, discrete: bool) -> None:
+    def __init__(self, acting: ActingConfig, noise: float, discrete: bool) -> None:
         self.base, self.noise, self.discrete = float(acting.num_sampling_steps or 0), noise, discrete
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
@@ -109,8 +109,8 @@ def header(tiny: ModuleType) -> Header:
 
 
 K = [
-    Acting(num_sampling_steps=1),
-    Acting(num_sampling_steps=10, target_return=5.0, gate_scale=0.5, actions_per_plan=2),
+    ActingConfig(num_sampling_steps=1),
+    ActingConfig(num_sampling_steps=10, target_return=5.0, gate_scale=0.5, actions_per_plan=2),
 ]
 
 
@@ -139,7 +139,7 @@ def test_returns_lengths_and_wins_are_the_known_ones(header: Header) -> None:
 def test_masked_choices_are_passed_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches masks given to the wrong rows, and illegal choices that an environment would quietly replace."""
     monkeypatch.setattr(evaluation, "BLOCK", 4)
-    (played,) = play(algorithm(action=CHOICE), lambda n: KnownEnv(n, CHOICE), [Acting()], SEEDS)
+    (played,) = play(algorithm(action=CHOICE), lambda n: KnownEnv(n, CHOICE), [ActingConfig()], SEEDS)
     first_legal = [[1 if (seed + step) % 3 == 0 else 0 for step in range(1 + seed % 5)] for seed in SEEDS]
     assert played.agent_returns[:, 0].tolist() == [float(sum(choices)) for choices in first_legal]
     wrong = algorithm(action=CHOICE)
@@ -147,13 +147,13 @@ def test_masked_choices_are_passed_and_checked(monkeypatch: pytest.MonkeyPatch) 
         reset=lambda rows, generator: None, act=lambda seen, mask, rewards: (~mask).float().argmax(-1)
     )
     with pytest.raises(UserError, match="expected legal actions"):
-        play(wrong, lambda n: KnownEnv(n, CHOICE), [Acting()], SEEDS)
+        play(wrong, lambda n: KnownEnv(n, CHOICE), [ActingConfig()], SEEDS)
 
 
 def test_actions_that_are_not_finite_are_refused() -> None:
     """Catches damaged weights scored as if they were a policy."""
     with pytest.raises(UserError, match=r"expected finite actions in test/known, found \[\[inf\]"):
-        play(algorithm(noise=float("inf")), KnownEnv, [Acting()], SEEDS)
+        play(algorithm(noise=float("inf")), KnownEnv, [ActingConfig()], SEEDS)
 
 
 def test_neither_chunking_nor_company_changes_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +246,7 @@ def test_play_stops_when_every_row_is_over(monkeypatch: pytest.MonkeyPatch) -> N
     steps: list[int] = []
     original = KnownEnv.step
     monkeypatch.setattr(KnownEnv, "step", lambda self, actions: (steps.append(1), original(self, actions))[1])
-    play(algorithm(), KnownEnv, [Acting()], (0, 1, 5))
+    play(algorithm(), KnownEnv, [ActingConfig()], (0, 1, 5))
     assert len(steps) == 2
     monkeypatch.setattr(
         KnownEnv,
@@ -256,7 +256,7 @@ def test_play_stops_when_every_row_is_over(monkeypatch: pytest.MonkeyPatch) -> N
         ),
     )
     with pytest.raises(ValueError, match="2 of 3 episodes go on after max_steps = 5"):
-        play(algorithm(), KnownEnv, [Acting()], (0, 1, 5))
+        play(algorithm(), KnownEnv, [ActingConfig()], (0, 1, 5))
 
 
 def test_policies_of_finished_rows_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_policies_of_finished_rows_rest(monkeypatch: pytest.MonkeyPatch) -> None
         return original(self, observations, action_mask, rewards)
 
     monkeypatch.setattr(KnownPolicy, "act", counted)
-    play(algorithm(), KnownEnv, [Acting()], (0, 4))
+    play(algorithm(), KnownEnv, [ActingConfig()], (0, 4))
     assert calls.count(0.0) == 1 and calls.count(4.0) == 5
 
 
@@ -300,7 +300,7 @@ def test_latency_counts_decisions_only(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().act(observations, action_mask, rewards)
 
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
-    policy = Timed(Acting(), 0.0, False)
+    policy = Timed(ActingConfig(), 0.0, False)
     p50, p95 = decision_latency(policy, Slow(1), SEEDS, torch.Generator(), calls=101)
     assert (Timed.calls, Timed.rows) == (111, 1)
     assert (p50, p95) == pytest.approx((51.0, 96.0))
@@ -321,7 +321,7 @@ def test_latency_of_reused_plans_counts_the_planning(monkeypatch: pytest.MonkeyP
             return super().act(observations, action_mask, rewards)
 
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: clock[0])
-    policy = Planner(Acting(), 0.0, False)
+    policy = Planner(ActingConfig(), 0.0, False)
     for together, expected in ((1, 1.0), (4, 3.0)):
         p50, _ = decision_latency(policy, KnownEnv(1), (3,), torch.Generator(), calls=100, together=together)
         assert p50 == pytest.approx(expected)
@@ -332,11 +332,11 @@ def test_frames_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     environment cannot draw."""
     env: Any = KnownEnv(1)
     with pytest.raises(UserError, match="has no `render`"):
-        rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
+        rollout_frames(KnownPolicy(ActingConfig(), 0.0, False), env, 3, torch.Generator())
     env.render = lambda row: np.full((2, 2, 3), env.steps, np.uint8)
-    frames = rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
+    frames = rollout_frames(KnownPolicy(ActingConfig(), 0.0, False), env, 3, torch.Generator())
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 3, 4]
     monkeypatch.setattr(evaluation, "PICTURES", 2)
     length, most = 4, env.spec.max_steps
-    frames = rollout_frames(KnownPolicy(Acting(), 0.0, False), env, 3, torch.Generator())
+    frames = rollout_frames(KnownPolicy(ActingConfig(), 0.0, False), env, 3, torch.Generator())
     assert [int(frame[0, 0, 0]) for frame in frames] == sorted({*range(0, length + 1, -(-most // 2)), length})

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from marl_flow import baselines, checkpoint
-from marl_flow.interfaces import Acting, Algorithm, Metrics
+from marl_flow.interfaces import ActingConfig, Algorithm, Metrics
 from marl_flow.run_log import read_lines
 from marl_flow.training import TrainResult
 
@@ -110,7 +110,7 @@ def test_sigkill_at_random_instants(tiny: ModuleType, tmp_path: Path, nursery: s
 def actions(algorithm: Algorithm) -> torch.Tensor:
     """What it does at a fixed observation."""
     sampled = {"num_sampling_steps": 2, "target_return": 0.5} if algorithm.samples_in_steps else {}
-    policy = algorithm.policy(Acting(**sampled))
+    policy = algorithm.policy(ActingConfig(**sampled))
     policy.reset(1, torch.Generator().manual_seed(0))
     spec = algorithm.spec
     return policy.act(torch.ones(1, spec.num_agents, spec.observation_size), None, torch.zeros(1, spec.num_agents))

@@ -474,9 +474,9 @@ class Ladder:
         self.num_envs = num_envs
 
     def reset(self, seeds: Sequence[int]) -> TimeStep:
-        return self.plant(torch.empty(0), torch.zeros(len(seeds), 1), torch.zeros(len(seeds), dtype=torch.int64))
+        return self.restore(torch.empty(0), torch.zeros(len(seeds), 1), torch.zeros(len(seeds), dtype=torch.int64))
 
-    def plant(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
+    def restore(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
         assert state is not None and len(state) == self.num_envs
         self.height, self.steps = state[:, 0].clone(), steps.clone()
         return self._time_step(torch.zeros(self.num_envs, 2))

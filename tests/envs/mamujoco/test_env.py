@@ -19,8 +19,8 @@ from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.specs import known_spec
 from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.mamujoco import engine
-from marl_flow.envs.mamujoco.env import PlantableRobotEnv, RobotEnv, RobotState
-from marl_flow.interfaces import Plantable, UserError
+from marl_flow.envs.mamujoco.env import RestorableRobotEnv, RobotEnv, RobotState
+from marl_flow.interfaces import Restorable, UserError
 
 TASKS = ("mamujoco/2ant", "mamujoco/4ant", "mamujoco/2halfcheetah")
 ANT, CHEETAH = TASKS[0], TASKS[2]
@@ -255,10 +255,10 @@ def test_the_step_limit_truncates() -> None:
     assert env.state.steps.tolist() == [1000, 1000]
 
 
-def test_a_cheetahs_moment_can_be_planted() -> None:
+def test_a_cheetahs_moment_can_be_restored() -> None:
     """Catches a state read back from the wrong columns; single precision costs what rounding costs."""
     env = envs.make(CHEETAH, 200, dtype=torch.float64)
-    assert isinstance(env, Plantable) and env.opponent_entries is None
+    assert isinstance(env, Restorable) and env.opponent_entries is None
     walker, source = envs.make(CHEETAH, 1, dtype=torch.float64), torch.Generator().manual_seed(0)
     steps, actions = [walker.reset([3])], []
     for _ in range(200):
@@ -266,7 +266,7 @@ def test_a_cheetahs_moment_can_be_planted() -> None:
         steps.append(walker.step(actions[-1]))
     seen = torch.cat([step.observations for step in steps])
     for dtype, room in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
-        before = env.plant(seen[:-1].to(dtype), None, torch.arange(200))
+        before = env.restore(seen[:-1].to(dtype), None, torch.arange(200))
         assert torch.equal(before.observations.to(dtype), seen[:-1].to(dtype))
         after = env.step(torch.cat(actions))
         paid = torch.cat([step.rewards for step in steps[1:]])
@@ -274,7 +274,7 @@ def test_a_cheetahs_moment_can_be_planted() -> None:
             assert ((ours - real).abs() / real.abs().clamp(min=1.0)).max() < room
     wrong = seen[:-1].clone()
     wrong[:, 0, -3] += 1.0  # agent 0 sees another x than agent 1
-    assert (env.plant(wrong, None, torch.arange(200)).observations - wrong).abs().amax() == pytest.approx(0.5)
+    assert (env.restore(wrong, None, torch.arange(200)).observations - wrong).abs().amax() == pytest.approx(0.5)
 
 
 def test_a_cheetahs_data_fit_their_environment() -> None:
@@ -287,7 +287,7 @@ def test_a_cheetahs_data_fit_their_environment() -> None:
 
 def test_an_ants_moment_cannot() -> None:
     """Catches a claim to replay what the observations do not hold: height, attitude, most velocities."""
-    assert not any(isinstance(envs.make(task_id, 1), Plantable) for task_id in TASKS[:2])
+    assert not any(isinstance(envs.make(task_id, 1), Restorable) for task_id in TASKS[:2])
 
 
 def test_specs_are_the_published_datasets() -> None:
@@ -306,7 +306,7 @@ def test_bad_input_is_refused_by_name() -> None:
         envs.make(ANT, 0)
     with pytest.raises(UserError, match=r"float32 or float64, got torch\.float16"):
         envs.make(ANT, 1, dtype=torch.float16)
-    env = PlantableRobotEnv(CHEETAH, 2)
+    env = RestorableRobotEnv(CHEETAH, 2)
     with pytest.raises(UserError, match="reset"):
         env.step(torch.zeros(2, 2, 3))
     with pytest.raises(UserError, match=r"seeds must be in \[0, 2\*\*63\), got -1 to 4"):
@@ -315,10 +315,10 @@ def test_bad_input_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"int64"):
         env.step(torch.zeros(2, 2, 3, dtype=torch.int64))
     with pytest.raises(
-        UserError, match=r"observations of shape \(2, 2, 15\) and no state to plant, got .*\(2, 2, 13\)"
+        UserError, match=r"observations of shape \(2, 2, 15\) and no state to restore, got .*\(2, 2, 13\)"
     ):
-        env.plant(torch.zeros(2, 2, 13), None, torch.zeros(2))
+        env.restore(torch.zeros(2, 2, 13), None, torch.zeros(2))
     with pytest.raises(UserError, match=r"finite state\.positions.*non-finite entries"):
-        env.plant(torch.full((2, 2, 15), torch.nan), None, torch.zeros(2, dtype=torch.int64))
+        env.restore(torch.full((2, 2, 15), torch.nan), None, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(UserError, match=r"state\.steps must be integers from 0"):
-        env.plant(torch.zeros(2, 2, 15), None, torch.tensor([0, -1]))
+        env.restore(torch.zeros(2, 2, 15), None, torch.tensor([0, -1]))

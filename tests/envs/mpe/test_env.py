@@ -46,7 +46,7 @@ def recording(shared: Path, task: str, index: int) -> dict[str, Tensor]:
 
 
 def replay(env, golden: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference per quantity over a recorded episode, from its planted first state."""
+    """Largest difference per quantity over a recorded episode, from its restored first state."""
     worst: dict[str, float] = {}
 
     def compare(name: str, mine: Tensor, theirs: Tensor) -> None:
@@ -107,22 +107,22 @@ def test_the_contract_holds(task_id: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("task_id", TASKS)
 def test_rows_finish_by_their_own_counter(task_id: str) -> None:
-    """Catches one counter for all rows: a row planted late freezes alone, and the others go on as if it did not."""
+    """Catches one counter for all rows: a row restored late freezes alone, and the others go on as if it did not."""
     env, source = envs.make(task_id, 3, dtype=torch.float64), torch.Generator().manual_seed(0)
     env.reset([1, 2, 3])
     start = env.state
     actions = torch.rand(25, 3, 3, 2, generator=source, dtype=torch.float64)
     free = [env.step(action) for action in actions[:6]]
     late = ParticleState(positions=start.positions, velocities=start.velocities, steps=torch.tensor([0, 23, 25]))
-    planted = env.set_state(late)
-    assert planted.truncated.tolist() == [False, False, True]
+    restored = env.set_state(late)
+    assert restored.truncated.tolist() == [False, False, True]
     frozen_returns = env.returns[2]
     for index in range(6):
         step = env.step(actions[index])
         assert step.truncated.tolist() == [False, index >= 1, True]
         assert torch.equal(step.observations[0], free[index].observations[0])
         assert torch.equal(step.rewards[0], free[index].rewards[0])
-        assert torch.equal(step.observations[2], planted.observations[2])
+        assert torch.equal(step.observations[2], restored.observations[2])
         assert step.rewards[2].tolist() == [0.0] * 3 and step.rewards[1].any() == (index < 2)
     assert torch.equal(env.returns[2], frozen_returns) and env.state.steps.tolist() == [6, 25, 25]
 
@@ -322,19 +322,19 @@ def test_an_episode_depends_on_its_seed_alone() -> None:
     assert torch.equal(batch.reset(seeds).observations[5:6], alone.reset(seeds[5:6]).observations)
 
 
-def test_planting_a_state_copies_it() -> None:
+def test_restoring_a_state_copies_it() -> None:
     """Catches a state that shares memory with the environment, in or out, whatever the layout it is given in."""
     env = envs.make("mpe/simple_spread", 1, dtype=torch.float64)
     env.reset([0])
-    planted = env.state
-    before = planted.positions.clone()
-    planted = replace(planted, positions=before.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    restored = env.state
+    before = restored.positions.clone()
+    restored = replace(restored, positions=before.permute(2, 1, 0).contiguous().permute(2, 1, 0))
     env.step(torch.ones(1, 3, 2))
     returns = env.returns
-    env.set_state(planted)
-    assert torch.equal(planted.positions, before) and returns.any()
-    planted.positions.zero_()
-    planted.steps.fill_(25)
+    env.set_state(restored)
+    assert torch.equal(restored.positions, before) and returns.any()
+    restored.positions.zero_()
+    restored.steps.fill_(25)
     assert torch.equal(env.state.positions, before) and env.state.steps.tolist() == [0]
 
 

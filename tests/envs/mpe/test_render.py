@@ -19,7 +19,7 @@ def pixel(picture: np.ndarray, x: float, y: float, view: float = VIEW) -> list[i
     return picture[round(band + (size - band) / 2 - scale * y), round(size / 2 + scale * x)].tolist()
 
 
-def planted(task_id: str, places: list[list[float]]):
+def restored(task_id: str, places: list[list[float]]):
     env = envs.make(task_id, 2)
     env.reset([0, 1])
     positions = torch.stack([env.state.positions[0], torch.tensor(places)])
@@ -44,7 +44,7 @@ def test_entities_are_where_they_are() -> None:
         [-0.5, -0.4],
         [0, 0.4],
     ]
-    picture = planted("mpe/simple_world", places).render(1)
+    picture = restored("mpe/simple_world", places).render(1)
     assert picture.shape == (400, 400, 3) and picture.dtype == np.uint8
     kinds = ["agent"] * 3 + ["prey", "obstacle", "food", "food", "forest", "forest"]
     for index, (kind, (x, y)) in enumerate(zip(kinds, places, strict=True)):
@@ -56,7 +56,7 @@ def test_entities_are_where_they_are() -> None:
 def test_the_view_widens_for_runaways() -> None:
     """Catches agents that leave the picture: nothing holds them in the arena."""
     places = [[2.0, -2.0], [0.0, 0.0], [0.5, 0.5], [0.9, 0.9], [-0.9, 0.9], [0.9, -0.9]]
-    picture = planted("mpe/simple_spread", places).render(1)
+    picture = restored("mpe/simple_spread", places).render(1)
     assert np.abs(np.array(pixel(picture, 2.05, -2.0, VIEW * 1.35**3)) - SHADES[0]).max() < 40
 
 

@@ -1,4 +1,4 @@
-"""Planting: a state comes back from what the team sees of it, and goes on as the one it was read from."""
+"""Restoring: a state comes back from what the team sees of it, and goes on as the one it was read from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from marl_flow.envs.mpe.physics import ParticleState
 from marl_flow.envs.mpe.prey import FleeingPrey
 from marl_flow.envs.mpe.restore import opponent_entries, state_of, view_matrix
 from marl_flow.envs.mpe.scenarios import SCENARIOS
-from marl_flow.interfaces import Plantable, UserError
+from marl_flow.interfaces import Restorable, UserError
 
 TASKS = ("mpe/simple_spread", "mpe/simple_tag", "mpe/simple_world")
 HUNTS = TASKS[1:]
@@ -57,26 +57,26 @@ def test_a_state_comes_back_from_its_observations(task_id: str, span: float) -> 
 
 
 @pytest.mark.parametrize("task_id", TASKS)
-def test_a_planted_episode_goes_on_as_the_original(task_id: str) -> None:
-    """Catches a planted prey without its own view, a counter that starts anew, and rewards carried over."""
-    original, planted = make(task_id, 6), make(task_id, 6)
+def test_a_restored_episode_goes_on_as_the_original(task_id: str) -> None:
+    """Catches a restored prey without its own view, a counter that starts anew, and rewards carried over."""
+    original, restored = make(task_id, 6), make(task_id, 6)
     step = original.set_state(drawn(task_id, 6, 0.6))
-    again = planted.plant(step.observations, None, original.state.steps)
-    assert isinstance(planted, Plantable)
+    again = restored.restore(step.observations, None, original.state.steps)
+    assert isinstance(restored, Restorable)
     source = torch.Generator().manual_seed(5)
     for _ in range(25):
         torch.testing.assert_close(again.observations, step.observations, rtol=0.0, atol=1e-8)
         torch.testing.assert_close(again.rewards, step.rewards, rtol=0.0, atol=1e-6)
         assert torch.equal(again.truncated, step.truncated)
         actions = 2.0 * torch.rand(6, 3, 2, generator=source, dtype=torch.float64) - 1.0
-        step, again = original.step(actions), planted.step(actions)
+        step, again = original.step(actions), restored.step(actions)
     assert step.truncated.all()
 
 
 @pytest.mark.parametrize("task_id", TASKS)
 def test_contradicting_views_are_not_reproduced(task_id: str) -> None:
     """Catches a state read from one agent alone, which hides that another saw something else: whichever entry that
-    others know too is moved, the planted moment looks otherwise there than what was given."""
+    others know too is moved, the restored moment looks otherwise there than what was given."""
     env = make(task_id, 1)
     seen = env.set_state(drawn(task_id, 1, 0.6)).observations
     views = view_matrix(SCENARIOS[task_id])
@@ -86,7 +86,7 @@ def test_contradicting_views_are_not_reproduced(task_id: str) -> None:
         moved = seen.clone().view(1, -1)
         moved[0, entry] += 0.1
         given = moved.view_as(seen)
-        difference = env.plant(given, None, torch.zeros(1, dtype=torch.int64)).observations - given
+        difference = env.restore(given, None, torch.zeros(1, dtype=torch.int64)).observations - given
         assert difference.flatten()[entry].abs() > 0.02 or difference.abs().max() > 1.0  # a flag is 0 or 2 off
 
 
@@ -118,13 +118,13 @@ def test_what_tells_of_the_opponent(task_id: str) -> None:
     assert entries is not None and torch.equal(entries, seen[0] != seen[1])
 
 
-def test_what_cannot_be_planted_is_refused() -> None:
+def test_what_cannot_be_restored_is_refused() -> None:
     """Catches a shape error of torch's, and a state that is silently ignored."""
     env = make("mpe/simple_spread", 2)
     zeros = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(UserError, match=r"expected observations of shape \(2, 3, 18\).* got .*\(2, 3, 16\)"):
-        env.plant(torch.zeros(2, 3, 16), None, zeros)
-    with pytest.raises(UserError, match=r"no state to plant, got .* and a state, .*\(2, 4\)"):
-        env.plant(torch.zeros(2, 3, 18), torch.zeros(2, 4), zeros)
+        env.restore(torch.zeros(2, 3, 16), None, zeros)
+    with pytest.raises(UserError, match=r"no state to restore, got .* and a state, .*\(2, 4\)"):
+        env.restore(torch.zeros(2, 3, 18), torch.zeros(2, 4), zeros)
     with pytest.raises(UserError, match="finite"):
-        env.plant(torch.full((2, 3, 18), torch.nan), None, zeros)
+        env.restore(torch.full((2, 3, 18), torch.nan), None, zeros)

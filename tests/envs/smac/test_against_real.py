@@ -1,4 +1,4 @@
-"""The embedded SMAC's features against the real package's own Python, on planted units; no game is needed."""
+"""The embedded SMAC's features against the real package's own Python, on restored units; no game is needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STOCK_TYPES = {
 }
 
 
-def planted(env: SmacEnv, source: np.random.Generator) -> BattleState:
+def restored(env: SmacEnv, source: np.random.Generator) -> BattleState:
     """Random states: anywhere on the map, on and off whole coordinates, hurt, a quarter dead, some sides wiped out."""
     state, agents = env.battle_state, env.spec.num_agents
     shape = tuple(state.battle.x.shape)
@@ -95,7 +95,7 @@ def real_env(env: SmacEnv) -> Any:
     return real
 
 
-def plant(real: Any, env: SmacEnv, state: BattleState, column: int) -> None:
+def restore(real: Any, env: SmacEnv, state: BattleState, column: int) -> None:
     units, agents = real_units(env, state.battle, column), env.spec.num_agents
     real.agents = dict(enumerate(units[:agents]))
     real.enemies = dict(enumerate(units[agents:]))
@@ -132,12 +132,12 @@ def test_features(name: str) -> None:
     # ground up to the border, and holes everywhere: the maps' own hides how a place becomes a cell
     env._features.grid = torch.tensor(source.uniform(size=32 * 32) < 0.7)
     env.reset(range(SAMPLES))
-    state = planted(env, source)
+    state = restored(env, source)
     step, real = env.set_state(state), real_env(env)
     assert step.action_mask is not None and step.state is not None
     seen = 0
     for column in range(SAMPLES):
-        plant(real, env, state, column)
+        restore(real, env, state, column)
         mask, observations = np.array(real.get_avail_actions(), dtype=bool), np.array(real.get_obs())
         assert np.array_equal(step.action_mask[column], mask), f"legal actions of sample {column}"
         assert np.abs(step.observations[column].numpy() - observations).max() <= 1e-6, f"observation {column}"
@@ -153,8 +153,8 @@ def test_rewards_and_ends(name: str) -> None:
     env = SmacEnv(f"smac/{name}", SAMPLES)
     env.reset(range(SAMPLES))
     source = np.random.default_rng(1)
-    after = planted(env, source)
-    before = planted(env, source)
+    after = restored(env, source)
+    before = restored(env, source)
     lived = after.battle.health > 0
     health = torch.where(lived & (before.battle.health == 0), env.army.max_health, before.battle.health)
     shield = torch.where(health > 0, before.battle.shield, 0.0)
@@ -163,7 +163,7 @@ def test_rewards_and_ends(name: str) -> None:
     step, real = env.set_state(after), real_env(env)
     codes = set()
     for column in range(SAMPLES):
-        plant(real, env, before, column)
+        restore(real, env, before, column)
         living = [unit for unit in real_units(env, after.battle, column) if unit.health > 0]
         real._obs = SimpleNamespace(observation=SimpleNamespace(raw_data=SimpleNamespace(units=living)))
         code = real.update_units()

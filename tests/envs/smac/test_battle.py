@@ -55,7 +55,7 @@ class Fight:
         self.priority = torch.linspace(0.1, 0.9, len(units))[:, None]
         self.loops = 0
 
-    def plant(self, **values: Sequence[float]) -> Fight:
+    def restore(self, **values: Sequence[float]) -> Fight:
         """Sets columns of the state; shields then wait as after damage."""
         columns = {name: torch.tensor(column, dtype=torch.float32)[:, None] for name, column in values.items()}
         self.battle = replace(self.battle, **columns)
@@ -137,7 +137,7 @@ def test_instant_weapons_do_not_overkill() -> None:
     the next target one step later, the other two reload."""
     allies = [("marine", 10.0, 15.0), ("marine", 10.0, 16.0), ("marine", 10.0, 17.0)]
     fight = Fight(allies, [("marine", 15, 16), ("zealot", 15.4, 17)])
-    fight.plant(health=[45, 45, 45, 12, 100]).step(ATTACK, ATTACK, ATTACK)
+    fight.restore(health=[45, 45, 45, 12, 100]).step(ATTACK, ATTACK, ATTACK)
     assert fight.of("health")[3] == 0 and fight.life[4] == 150
     assert [value > 0 for value in fight.of("cooldown")[:3]] == [True, True, False]
     log = fight.order(ATTACK + 1, ATTACK + 1, ATTACK + 1).damage_log(3)
@@ -147,7 +147,7 @@ def test_instant_weapons_do_not_overkill() -> None:
 @pytest.mark.parametrize("first", [0, 1])
 def test_of_two_mutual_killers_one_survives(first: int) -> None:
     """Catches simultaneous fire: of two shots due in one loop the first in turn kills the other shooter."""
-    fight = Fight([("marine", 10, 16)], [("marine", 15, 16)]).plant(health=[6.0, 6.0])
+    fight = Fight([("marine", 10, 16)], [("marine", 15, 16)]).restore(health=[6.0, 6.0])
     fight.priority = torch.tensor([[0.4], [0.4]])
     fight.priority[first] = 0.1
     fight.order(ATTACK).play(2)
@@ -157,7 +157,7 @@ def test_of_two_mutual_killers_one_survives(first: int) -> None:
 def test_turns_are_drawn_anew_in_every_loop() -> None:
     """Catches one order of turns for a whole step: the second row of priorities belongs to the second loop, in which
     the marines' damage falls."""
-    fight = Fight([("marine", 10, 16)], [("marine", 15, 16)]).plant(health=[6.0, 6.0]).order(ATTACK)
+    fight = Fight([("marine", 10, 16)], [("marine", 15, 16)]).restore(health=[6.0, 6.0]).order(ATTACK)
     draws = torch.full((9, 2, 1), NO_JITTER)
     draws[1], draws[2] = torch.tensor([[0.1], [0.9]]), torch.tensor([[0.9], [0.1]])
     advance(fight.battle, fight.army, OPEN, draws)
@@ -166,7 +166,7 @@ def test_turns_are_drawn_anew_in_every_loop() -> None:
 
 def test_two_projectiles_kill_each_other() -> None:
     """Catches projectiles that vanish with their shooter: two stalkers' last shots are both in the air."""
-    fight = Fight([("stalker", 10, 16)], [("stalker", 16, 16)]).plant(health=[13.0, 13.0], shield=[0.0, 0.0])
+    fight = Fight([("stalker", 10, 16)], [("stalker", 16, 16)]).restore(health=[13.0, 13.0], shield=[0.0, 0.0])
     fight.order(ATTACK).damage_log(12)
     assert fight.of("health") == [0.0, 0.0]
 
@@ -183,7 +183,7 @@ def test_stalker_shots_fly() -> None:
 def test_projectiles_overkill() -> None:
     """Catches a stalker that knows of the shot already in the air: both fire, one kills, both reload."""
     fight = Fight([("stalker", 10, 16), ("stalker", 10, 18)], [("zealot", 15, 17)])
-    fight.plant(health=[80, 80, 5.0], shield=[80, 80, 0.0]).order(ATTACK, ATTACK)
+    fight.restore(health=[80, 80, 5.0], shield=[80, 80, 0.0]).order(ATTACK, ATTACK)
     log = fight.damage_log(16)
     assert log == [(log[0][0], 2, 5.0)] and fight.of("health")[2] == 0
     assert min(fight.of("cooldown")[:2]) > 0
@@ -216,13 +216,13 @@ def test_zealots_strike_twice() -> None:
 
 def test_the_second_blow_needs_a_living_zealot() -> None:
     """Catches blows from the dead: the zealot hits once, dies of the second loop's shot, and hits no more."""
-    fight = Fight([("marine", 11, 16)], [("zealot", 10.1, 16)]).plant(health=[45, 3.0], shield=[0.0, 0.0])
+    fight = Fight([("marine", 11, 16)], [("zealot", 10.1, 16)]).restore(health=[45, 3.0], shield=[0.0, 0.0])
     assert fight.order(ATTACK).damage_log(12) == [(1, 0, 8.0), (2, 1, 3.0)]
 
 
 def test_a_second_blow_at_the_dead_does_nothing() -> None:
     """Catches damage to a corpse, which would count or bring it back."""
-    fight = Fight([("zealot", 10, 16)], [("marine", 10.9, 16)]).plant(health=[100.0, 8.0]).order(ATTACK)
+    fight = Fight([("zealot", 10, 16)], [("marine", 10.9, 16)]).restore(health=[100.0, 8.0]).order(ATTACK)
     assert [entry for entry in fight.damage_log(12) if entry[1] == 1] == [(1, 1, 8.0)]
     assert fight.of("health")[1] == 0
 
@@ -269,7 +269,7 @@ def test_damage_of_a_volley(shooter: str, target: str, shielded: bool, damage: f
     instead of once per blow, and weapons that hit what they cannot."""
     gap = 0.9 * (UNITS[shooter].separation + UNITS[target].separation) + 0.05
     fight = Fight([(shooter, 10, 16)], [(target, 10 + gap, 16)])
-    fight.plant(shield=[UNITS[shooter].shield, UNITS[target].shield * shielded])
+    fight.restore(shield=[UNITS[shooter].shield, UNITS[target].shield * shielded])
     lost = [
         value for _, unit, value in fight.order(ATTACK).damage_log(16 if shooter == "colossus" else 11) if unit == 1
     ]
@@ -278,7 +278,7 @@ def test_damage_of_a_volley(shooter: str, target: str, shielded: bool, damage: f
 
 def test_what_breaks_a_shield_meets_armour() -> None:
     """Catches armour taken from the whole hit or not at all: a stalker's 14 on 4 shield are 4 and 10 - 1."""
-    fight = Fight([("stalker", 10, 16)], [("stalker", 12, 16)]).plant(shield=[80, 4.0])
+    fight = Fight([("stalker", 10, 16)], [("stalker", 12, 16)]).restore(shield=[80, 4.0])
     fight.order(ATTACK).damage_log(8)
     assert fight.of("shield")[1] == 0 and fight.of("health")[1] == 71.0
 
@@ -286,7 +286,7 @@ def test_what_breaks_a_shield_meets_armour() -> None:
 def test_the_least_damage_of_a_hit() -> None:
     """Catches hits that armour swallows whole: at least 0.5 goes through, but only where something is left over."""
     for shield, left in ((9.75, 99.5), (10.0, 100.0)):
-        fight = Fight([("stalker", 10, 16)], [("zealot", 12, 16)]).plant(shield=[80, shield])
+        fight = Fight([("stalker", 10, 16)], [("zealot", 12, 16)]).restore(shield=[80, shield])
         fight.order(ATTACK).damage_log(7)
         assert fight.of("shield")[1] == 0 and fight.of("health")[1] == left
 
@@ -370,7 +370,7 @@ def test_who_is_told_to_attack_walks_there() -> None:
 def test_medivacs_orders_mean_friends() -> None:
     """Catches heals that attack, and attacks that heal: choice 6 + k is ally k for a medivac, enemy k for others."""
     fight = Fight([("marine", 10, 16), ("medivac", 10, 15)], [("marine", 14, 16)], heal=True)
-    fight.plant(health=[20, 150, 45]).order(ATTACK, ATTACK)
+    fight.restore(health=[20, 150, 45]).order(ATTACK, ATTACK)
     assert fight.battle.target[:2, 0].tolist() == [2, 0]
 
 
@@ -423,7 +423,7 @@ def test_kiting() -> None:
 
 def test_shields_come_back_after_ten_calm_seconds() -> None:
     """Catches regeneration under fire, another delay (160 loops) and another rate (2 a second = 1 a step)."""
-    fight = Fight([("zealot", 10, 16)], [("marine", 15.9, 16)]).plant(shield=[50.0, 0.0], health=[100.0, 45.0])
+    fight = Fight([("zealot", 10, 16)], [("marine", 15.9, 16)]).restore(shield=[50.0, 0.0], health=[100.0, 45.0])
     fight.battle.target[1] = 0
     fight.battle.windup[1] = 8.0  # the shot falls in the last loop of the first step
     fight.order(STOP).play(8)
@@ -440,7 +440,7 @@ def test_zerg_heal_and_the_others_do_not() -> None:
     """Catches terran or protoss health that grows, and zerg that heal at the "Faster" rate: 0.2734 a second."""
     kinds = ["zergling", "hydralisk", "marine", "zealot"]
     fight = Fight([(kind, 5.0 + 3 * index, 5.0) for index, kind in enumerate(kinds)], [("spine_crawler", 25, 25)])
-    fight.plant(health=[10.0, 79.95, 10.0, 10.0, 100.0], shield=[0, 0, 0, 50.0, 0])
+    fight.restore(health=[10.0, 79.95, 10.0, 10.0, 100.0], shield=[0, 0, 0, 50.0, 0])
     fight.step(STOP, STOP, STOP, STOP)
     assert fight.of("health") == pytest.approx([10.1367, 80.0, 10.0, 10.0, 100.1367], abs=1e-3)
 
@@ -450,23 +450,23 @@ def test_medivacs_heal() -> None:
     plus the radii, of machines, or past full health, and energy that does not come back (0.28 a step)."""
     near, far = 10 + 4 + 0.75 + 0.375 - 0.01, 10 + 4 + 0.75 + 0.375 + 2.0
     fight = Fight([("medivac", 10, 16), ("marine", near, 16)], [("marine", 28, 28)], heal=True)
-    fight.plant(health=[150, 20, 45]).step(ATTACK + 1, STOP)
+    fight.restore(health=[150, 20, 45]).step(ATTACK + 1, STOP)
     assert fight.of("health")[1] == pytest.approx(24.5, abs=1e-3)
     assert fight.of("energy")[0] == pytest.approx(50 - 1.5 + 0.28125, abs=1e-3)
-    fight.plant(health=[150, 43, 45]).step(ATTACK + 1, STOP)
+    fight.restore(health=[150, 43, 45]).step(ATTACK + 1, STOP)
     assert fight.of("health")[1] == 45.0
     fight = Fight([("medivac", 10, 16), ("marine", far, 16)], [("marine", 28, 28)], heal=True)
-    fight.plant(health=[150, 20, 45]).step(ATTACK + 1, STOP)
+    fight.restore(health=[150, 20, 45]).step(ATTACK + 1, STOP)
     assert fight.of("health")[1] == 20.0 and fight.of("x")[0] == pytest.approx(10 + 1.375, abs=1e-3)
     fight = Fight([("medivac", 10, 16), ("marine", 12, 16)], [("marine", 28, 28)], heal=True)
-    fight.plant(health=[150, 20, 45], energy=[0.5, 0, 0]).step(ATTACK + 1, STOP)
+    fight.restore(health=[150, 20, 45], energy=[0.5, 0, 0]).step(ATTACK + 1, STOP)
     assert 21.4 < fight.of("health")[1] < 22.6 and 0 <= fight.of("energy")[0] < 0.1
 
 
 def test_enemy_medivacs_choose_the_worst_hurt() -> None:
     """Catches healers that heal the full, the nearest, or the other side."""
     enemies = [("medivac", 20, 16), ("marine", 21, 16), ("marine", 20, 18), ("marauder", 22, 18)]
-    fight = Fight([("marine", 5, 16)], enemies).plant(health=[10, 150, 30, 20, 125]).step(STOP)
+    fight = Fight([("marine", 5, 16)], enemies).restore(health=[10, 150, 30, 20, 125]).step(STOP)
     assert fight.of("health") == pytest.approx([10, 150, 30, 24.5, 125], abs=1e-3)
 
 
@@ -497,7 +497,7 @@ def test_banelings_burst_when_killed_and_set_off_the_next() -> None:
     zergling-sized enemy banelings with it, and those take ours."""
     allies = [("marine", 5.0, 16.0), ("baneling", 12.0, 16.0)]
     enemies = [("baneling", 10.0, 16.0), ("baneling", 13.5, 17.0)]
-    fight = Fight(allies, enemies).plant(health=[45.0, 15.0, 5.0, 15.0]).order(ATTACK, STOP)
+    fight = Fight(allies, enemies).restore(health=[45.0, 15.0, 5.0, 15.0]).order(ATTACK, STOP)
     fight.play(2)
     assert [value > 0 for value in fight.of("health")] == [True, False, False, False]
 
@@ -513,7 +513,7 @@ def test_the_colossus_sweeps_a_line() -> None:
         ("zealot", 16.5, 16.0),
     ]
     fight = Fight([("colossus", 10, 16), ("zealot", 14.8, 15.0)], enemies)
-    fight.plant(cooldown=[0.0, *[1e3] * 5])
+    fight.restore(cooldown=[0.0, *[1e3] * 5])
     fight.army = replace(fight.army, speed=torch.zeros_like(fight.army.speed), pushes=0.0 * fight.army.pushes)
     log = fight.order(ATTACK, STOP).damage_log(20)
     assert log == [(7, 2, 20.0), (7, 3, 20.0), (13, 2, 20.0), (13, 3, 20.0)]
@@ -564,7 +564,7 @@ def test_a_call_for_help_reaches_four_cells() -> None:
     """Catches friends who watch, and calls that are heard everywhere."""
     enemies = [("marine", 16.9, 16), ("marine", 18.5, 16), ("marine", 17.5, 20.5)]
     fight = Fight([("stalker", 10, 16)], enemies)
-    fight.plant(health=[80, 1000.0, 45, 45]).step(ATTACK).step(ATTACK)
+    fight.restore(health=[80, 1000.0, 45, 45]).step(ATTACK).step(ATTACK)
     fight.step(ATTACK)
     assert fight.battle.target[1:, 0].tolist() == [0, 0, -1]
 
@@ -572,7 +572,7 @@ def test_a_call_for_help_reaches_four_cells() -> None:
 def test_an_attack_move_goes_on_after_the_fight() -> None:
     """Catches enemies that stay where their last target died, and those that walk past a fight."""
     fight = Fight([("marine", 14, 16)], [("marine", 19, 16)], goals=[(9.0, 16.0)])
-    fight.plant(health=[6.0, 45.0]).step(STOP)
+    fight.restore(health=[6.0, 45.0]).step(STOP)
     assert fight.of("health")[0] == 0
     assert fight.of("x")[1] == pytest.approx(19 - 6 * 0.140625, abs=1e-3)  # six loops after the kill
     for _ in range(10):
@@ -589,7 +589,7 @@ def test_allies_do_nothing_unasked() -> None:
 def test_an_ally_whose_target_dies_stands() -> None:
     """Catches a walk back to where the order was given, within the step in which the target dies."""
     allies = [("zealot", 10, 16), ("marine", 15, 18)]
-    fight = Fight(allies, [("marine", 15.5, 16)]).plant(health=[100, 45, 6.0]).order(ATTACK, ATTACK)
+    fight = Fight(allies, [("marine", 15.5, 16)]).restore(health=[100, 45, 6.0]).order(ATTACK, ATTACK)
     fight.play(2)
     assert fight.of("health")[2] == 0
     there = fight.of("x")[0]
@@ -773,7 +773,7 @@ def test_a_beam_goes_over_the_ground_it_was_aimed_at(aimed_health: float, coloss
     """Catches sweeps that vanish with their target, and the beam of a colossus that has died laid across the way from
     where the dead lie: the marines beside the aimed one are hit twice all the same."""
     fight = Fight([("colossus", 10, 16)], [("marine", 15, 16), ("marine", 15, 17), ("marine", 15, 15)])
-    fight.plant(health=[200.0, aimed_health, 45.0, 45.0]).order(ATTACK)
+    fight.restore(health=[200.0, aimed_health, 45.0, 45.0]).order(ATTACK)
     while fight.of("flight")[0] > 100:
         fight.play(1)
     if not colossus_lives:

@@ -37,7 +37,7 @@ def begun(name: str, num_envs: int) -> SmacEnv:
     return env
 
 
-def planted(env: SmacEnv, *, steps: int | None = None, last: Tensor | None = None, **values: Tensor) -> TimeStep:
+def restored(env: SmacEnv, *, steps: int | None = None, last: Tensor | None = None, **values: Tensor) -> TimeStep:
     """Continues from the present state with some of the battle's columns [U, E] replaced."""
     state = env.battle_state
     battle = dataclasses.replace(state.battle, **{name: value.float() for name, value in values.items()})
@@ -63,7 +63,7 @@ def won_of(step: TimeStep) -> Tensor:
 @pytest.mark.parametrize("name", ["3m", "8m", "5m_vs_6m", "2s3z"])
 def test_recorded_features(shared: Path, name: str) -> None:
     """Catches any entry of observation, state or mask in another place, scale or order, and rewards paid otherwise:
-    200 planted states of SMAC's own code, on open ground up to the border."""
+    200 restored states of SMAC's own code, on open ground up to the border."""
     path = shared / "golden" / "smac_features.npz"
     if not path.is_file():
         pytest.skip("needs ../shared/golden/smac_features.npz, which is not beside this checkout")
@@ -86,7 +86,7 @@ def test_recorded_features(shared: Path, name: str) -> None:
     x, y = torch.cat([golden["ally_position"], golden["enemy_position"]], 1).float().unbind(-1)
     cooldown = torch.zeros(env.army.num_units, samples)
     cooldown[:agents] = golden["ally_cooldown"].t()
-    step = planted(
+    step = restored(
         env,
         steps=1,
         last=golden["last_action"].t().long(),
@@ -227,7 +227,7 @@ def test_who_has_won(name: str, living: str, terminated: bool, won: bool) -> Non
     units = env.army.num_units
     alive = torch.zeros(units, 1)
     alive[range(units) if living == "all" else [int(unit) for unit in living.split()]] = 1.0
-    step = planted(env, health=env.army.max_health * alive)
+    step = restored(env, health=env.army.max_health * alive)
     assert bool(step.terminated) == terminated and bool(won_of(step)) == won and not bool(step.truncated)
     assert not bool(step.rewards.any())
 
@@ -249,24 +249,24 @@ def test_the_limit_truncates() -> None:
     """Catches a time-out that counts as a defeat (terminated), a limit one off, and a decided last step that counts as
     a time-out."""
     env = begun("3m", 2)
-    step = planted(env, steps=59)
+    step = restored(env, steps=59)
     assert not bool(step.finished.any())
     health = env.battle_state.battle.health.clone()
     health[3:, 1] = torch.tensor([6.0, 0.0, 0.0])
     x = env.battle_state.battle.x.clone()
     x[3, 1] = 13.0
-    planted(env, health=health, x=x)
+    restored(env, health=health, x=x)
     step = env.step(torch.tensor([[STOP] * 3, [STOP, ATTACK, STOP]]))
     assert step.truncated.tolist() == [True, False] and step.terminated.tolist() == [False, True]
     assert won_of(step).tolist() == [False, True]
 
 
 def test_a_win_is_paid_once() -> None:
-    """Catches a bonus paid again in frozen rows or on planting, and a scale other than 20 for 365."""
+    """Catches a bonus paid again in frozen rows or on restoring, and a scale other than 20 for 365."""
     env = begun("3m", 1)
     health, x = env.battle_state.battle.health.clone(), env.battle_state.battle.x.clone()
     health[3:, 0], x[3, 0] = torch.tensor([6.0, 0.0, 0.0]), 13.0
-    planted(env, health=health, x=x)
+    restored(env, health=health, x=x)
     step = env.step(torch.tensor([[STOP, ATTACK, STOP]]))
     assert step.rewards[0].tolist() == pytest.approx([216 * 20 / 365] * 3)
     again = env.step(torch.tensor([[STOP, STOP, STOP]]))
@@ -280,7 +280,7 @@ def test_regained_shields_pay() -> None:
     battle = env.battle_state.battle
     shield = battle.shield.clone()
     shield[5:] = 10.0
-    planted(env, shield=shield)
+    restored(env, shield=shield)
     step = env.step(torch.full((1, 5), STOP))
     assert step.rewards[0].tolist() == pytest.approx([5 * 20 / 1020] * 5, rel=1e-4)
 
@@ -508,7 +508,7 @@ def test_no_illegal_action_is_accepted() -> None:
     env = begun("3m", 2)
     health = env.battle_state.battle.health.clone()
     health[1, 1] = 0.0
-    step = planted(env, health=health)
+    step = restored(env, health=health)
     legal, state = mask_of(step), env.battle_state
     assert legal[1, 1].tolist() == [True] + [False] * 8
     good = legal.int().argmax(-1)

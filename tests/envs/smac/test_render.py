@@ -16,7 +16,7 @@ from marl_flow.interfaces import UserError
 SIZE = 800  # large enough for bars of several pixels
 
 
-def planted(name: str, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> SmacEnv:
+def restored(name: str, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> SmacEnv:
     """A map's first battle (row 1 of two) with the named units at places and everybody else dead, far away."""
     env = SmacEnv(f"smac/{name}", 2)
     env.reset([0, 1])
@@ -54,7 +54,7 @@ def test_the_camera_holds_the_ground() -> None:
 @pytest.mark.parametrize("name", ["3m", "corridor"])
 def test_walls_are_dark_where_they_are(name: str) -> None:
     """Catches a grid read as [y, x] and walls painted over the ground."""
-    picture = planted(name, {0: (20.5, 20.5), MAPS[name].num_agents: (21.5, 20.5)}).render(1, SIZE)
+    picture = restored(name, {0: (20.5, 20.5), MAPS[name].num_agents: (21.5, 20.5)}).render(1, SIZE)
     grid = walkable(MAPS[name].terrain)
     for x, y in ((4, 5), (4, 20), (14, 12), (25, 12), (28, 26), (28, 5), (3, 12)):
         colour = colour_at(picture, name, x + 0.5, y + 0.5)
@@ -64,7 +64,7 @@ def test_walls_are_dark_where_they_are(name: str) -> None:
 def test_units_are_where_they_are() -> None:
     """Catches a flipped axis, another row's picture, sides in each other's colours, other radii, and dead units."""
     places = {0: (10.0, 12.0), 2: (15.0, 20.0), 3: (24.0, 19.0)}
-    picture = planted("3m", places, x={4: 20.0}, y={4: 10.0}).render(1, SIZE)
+    picture = restored("3m", places, x={4: 20.0}, y={4: 10.0}).render(1, SIZE)
     assert is_near(colour_at(picture, "3m", 19.75, 9.9), FLOOR)  # where somebody died
     assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
     for unit, (x, y) in places.items():
@@ -81,7 +81,7 @@ def test_bars_shrink() -> None:
     """Catches bars that stand still, that shrink from the wrong end, and shields shown as health."""
     x, y, radius = 10.0, 12.0, 0.625
     for health, shield in ((1.0, 1.0), (0.5, 0.25), (0.25, 0.75)):
-        env = planted("2s3z", {0: (x, y), 5: (25.0, 12.0)}, health={0: 80 * health}, shield={0: 80 * shield})
+        env = restored("2s3z", {0: (x, y), 5: (25.0, 12.0)}, health={0: 80 * health}, shield={0: 80 * shield})
         picture = env.render(1, SIZE)
         for height, share, colour in ((y + radius, health, HEALTH), (y + radius + 0.15, shield, SHIELD)):
             for part in (0.1, 0.4, 0.6, 0.9):
@@ -95,7 +95,7 @@ def test_bars_shrink() -> None:
 def test_shots_are_lines(column: str, value: float, shown: bool) -> None:
     """Catches shots that are not shown, drawn to somebody else, or shown long after they were taken."""
     places = {0: (10.0, 12.0), 3: (14.0, 20.0), 4: (15.0, 12.0)}
-    env = planted("3m", places, **{"target": {0: 4}, column: {0: value}})
+    env = restored("3m", places, **{"target": {0: 4}, column: {0: value}})
     picture = env.render(1, SIZE)
     for share in (0.3, 0.5, 0.7):
         assert is_near(colour_at(picture, "3m", 10.0 + 5 * share, 12.0), ALLY_SHOT) == shown
@@ -105,13 +105,13 @@ def test_shots_are_lines(column: str, value: float, shown: bool) -> None:
 def test_heals_are_lines_of_their_own() -> None:
     """Catches heals shown as shots, and those shown from out of reach."""
     for gap, shown in ((4.0, True), (6.0, False)):
-        env = planted("MMM", {9: (10.0, 12.0), 2: (10.0 + gap, 12.0), 10: (28.0, 20.0)}, target={9: 2})
+        env = restored("MMM", {9: (10.0, 12.0), 2: (10.0 + gap, 12.0), 10: (28.0, 20.0)}, target={9: 2})
         assert is_near(colour_at(env.render(1, SIZE), "MMM", 12.0, 12.0), HEAL) == shown
 
 
 def test_reach_is_shaded() -> None:
     """Catches a shade that hides the ground or does not end where the weapon reaches (5.75 between marines)."""
-    picture = planted("3m", {0: (10.0, 16.0), 3: (28.0, 16.0)}).render(1, SIZE)
+    picture = restored("3m", {0: (10.0, 16.0), 3: (28.0, 16.0)}).render(1, SIZE)
     inside, outside = (colour_at(picture, "3m", 10.0 + gap, 16.0) for gap in (5.65, 5.85))
     assert is_near(outside, FLOOR) and outside.tolist() == list(FLOOR)
     assert inside.tolist() != outside.tolist() and is_near(inside, FLOOR)

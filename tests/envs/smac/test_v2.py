@@ -21,7 +21,7 @@ from marl_flow.envs.smac.scripted import ScriptedTeam
 from marl_flow.envs.smac.units import UNITS
 from marl_flow.envs.smac.v2 import SCENARIOS, SHOOT_RANGES, SmacV2Env
 from marl_flow.envs.smac.v2_teams import NEVER_ALONE, RACES, WEIGHTS, draw_places, draw_teams, settle
-from marl_flow.interfaces import Accountable, TimeStep, UserError
+from marl_flow.interfaces import TimeStep, TransitionChecker, UserError
 from marl_flow.seeding import row_uniform
 
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
@@ -62,7 +62,7 @@ def env_with(task: str, fits: Callable[[list[str]], bool], *, conic_fov: bool = 
     raise AssertionError("no such team among 2000")
 
 
-def planted(env: SmacV2Env, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> TimeStep:
+def restored(env: SmacV2Env, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> TimeStep:
     """The units at their places, all others dead; further fields of the battle by unit."""
     battle = env.battle_state.battle
     x, y = (LIMBO + 10.0 * torch.arange(len(battle.x), dtype=torch.float32)[:, None] for _ in range(2))
@@ -126,7 +126,7 @@ def test_refusals() -> None:
     with pytest.raises(UserError, match=r"expected dtype float32, got torch\.float64"):
         envs.make("smacv2/terran_5_vs_5", 1, dtype=torch.float64)
     env = SmacV2Env("smacv2/terran_5_vs_5", 1, conic_fov=True)
-    assert not isinstance(env, Accountable)
+    assert not isinstance(env, TransitionChecker)
     other = SmacV2Env("smacv2/terran_5_vs_5", 1)
     other.reset([0])
     with pytest.raises(UserError, match="call reset"):
@@ -276,7 +276,7 @@ def test_ranges(name: str) -> None:
     for range_, inside, outside in ((SHOOT[name], 0.0, 0.01), (SIGHT[name], -0.01, 0.0)):
         for gap, is_in in ((range_ + inside, True), (range_ + outside, False)):
             places = {agent: (10.0, 10.0), target: (10.0 + gap, 10.0), 9: (29.0, 29.0)}
-            step = planted(env, places | ({5: (10.0 + gap, 10.0)} if target != 5 else {}))
+            step = restored(env, places | ({5: (10.0 + gap, 10.0)} if target != 5 else {}))
             assert step.action_mask is not None
             if range_ == SHOOT[name]:
                 assert bool(step.action_mask[0, agent, slot]) is is_in
@@ -292,10 +292,10 @@ def test_nobody_is_walked_into_range() -> None:
     refused, from two it walks the rest of the way and strikes."""
     env = env_with("protoss_5_vs_5", lambda team: "zealot" in team[:5] and team[5] == "stalker")
     agent = names(env).index("zealot")
-    step = planted(env, {agent: (10.0, 10.0), 5: (12.01, 10.0)})
+    step = restored(env, {agent: (10.0, 10.0), 5: (12.01, 10.0)})
     with pytest.raises(UserError, match="expected legal actions"):
         env.step(choose(env, step, **{f"agent_{agent}": ATTACK}))
-    step = planted(env, {agent: (10.0, 10.0), 5: (12.0, 10.0)}, windup={5: 1e5})
+    step = restored(env, {agent: (10.0, 10.0), 5: (12.0, 10.0)}, windup={5: 1e5})
     step = env.step(choose(env, step, **{f"agent_{agent}": ATTACK}))
     after = env.battle_state.battle
     assert float(after.x[agent, 0]) == pytest.approx(12.0 - 0.1 - 0.5 - 0.625, abs=1e-3)
@@ -323,7 +323,7 @@ def test_enemies_go_to_the_nearest_they_can_hit() -> None:
     medivac, far = team.index("medivac"), next(unit for unit in range(5) if team[unit] != "medivac")
     here = {unit: (16.0 + index, 16.0) for index, unit in enumerate(range(5, 10))}
     for x, y in ((2.0, 30.0), (30.0, 2.0)):
-        step = planted(env, here | {medivac: (16.0, 23.5), far: (x, y)})
+        step = restored(env, here | {medivac: (16.0, 23.5), far: (x, y)})
         env.step(waiting(step))
         goals = env.battle_state.battle
         for enemy in range(5, 10):
@@ -385,7 +385,7 @@ def test_medivacs_alone_are_beaten() -> None:
         ([fighter], [], True, True),
     )
     for allies, enemies, over, won in cases:
-        step = planted(env, {unit: (4.0 + 2.0 * unit, 16.0) for unit in (*allies, *enemies)})
+        step = restored(env, {unit: (4.0 + 2.0 * unit, 16.0) for unit in (*allies, *enemies)})
         assert (bool(step.terminated[0]), bool(step.won[0])) == (over, won)  # type: ignore[index]
 
 
@@ -408,7 +408,7 @@ def test_cones() -> None:
         ):
             angle = math.radians(30.0 * turn + degrees)
             place = (16.0 + 4.0 * math.cos(angle), 16.0 + 4.0 * math.sin(angle))
-            planted(env, {0: (16.0, 16.0), 1: place, 5: place})
+            restored(env, {0: (16.0, 16.0), 1: place, 5: place})
             step = env.set_state(dataclasses.replace(env.battle_state, facing=torch.full((5, 1), turn)))
             assert step.action_mask is not None and step.state is not None
             assert bool(step.action_mask[0, 0, 18]) is inside and bool(step.action_mask[0, 0, 6:18].all())
@@ -422,7 +422,7 @@ def test_cones() -> None:
 def test_a_turn_leaves_the_order_in_force() -> None:
     """Catches a turn that stops who walks or attacks, turns everybody, or is forgotten after the step."""
     env = env_with("zerg_5_vs_5", lambda team: team[:2] == ["hydralisk"] * 2, conic_fov=True)
-    step = planted(env, {0: (10.0, 10.0), 1: (28.0, 20.0), 5: (29.0, 29.0)})
+    step = restored(env, {0: (10.0, 10.0), 1: (28.0, 20.0), 5: (29.0, 29.0)})
     step = env.step(choose(env, step, agent_0=EAST))
     step = env.step(choose(env, step, agent_0=6 + 3))
     state = env.battle_state
@@ -431,7 +431,7 @@ def test_a_turn_leaves_the_order_in_force() -> None:
     assert env.step(choose(env, step, agent_0=STOP)).observations[0, 0, -5:-3].tolist() == pytest.approx(
         [0, 1], abs=1e-6
     )
-    step = planted(env, {0: (10.0, 10.0), 5: (14.0, 10.0)}, health={5: 1e4}, cooldown={0: 0.0})
+    step = restored(env, {0: (10.0, 10.0), 5: (14.0, 10.0)}, health={5: 1e4}, cooldown={0: 0.0})
     env.set_state(dataclasses.replace(env.battle_state, facing=torch.zeros(5, 1, dtype=torch.int64)))
     step = env.step(choose(env, step, agent_0=18))
     dealt = float(env.battle_state.battle.health[5, 0])

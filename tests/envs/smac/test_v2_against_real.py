@@ -1,4 +1,4 @@
-"""The embedded SMACv2's features, rewards and ends against the real package's own Python, on planted units; no game is
+"""The embedded SMACv2's features, rewards and ends against the real package's own Python, on restored units; no game is
 needed. Enemies count as seen by everybody, which turns off what the package does to those who are not."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"needs the real package, not the game; {missing[0]}")
 
 
-def planted(env: SmacV2Env, source: np.random.Generator) -> BattleState:
+def restored(env: SmacV2Env, source: np.random.Generator) -> BattleState:
     """Random states: anywhere on the map and in crowds, on and off whole coordinates, hurt, a quarter dead, some sides
     wiped out but for their medivacs."""
     state, agents = env.battle_state, env.spec.num_agents
@@ -114,7 +114,7 @@ def real_env(env: SmacV2Env, **options: Any) -> Any:
     return real
 
 
-def plant(real: Any, env: SmacV2Env, state: BattleState, column: int) -> None:
+def restore(real: Any, env: SmacV2Env, state: BattleState, column: int) -> None:
     units, agents = real_units(env, state.battle, column), env.spec.num_agents
     real.agents = dict(enumerate(units[:agents]))
     real.enemies = dict(enumerate(units[agents:]))
@@ -138,7 +138,7 @@ def test_features(task: str, conic_fov: bool) -> None:
     # ground up to the border, and holes everywhere: the map's own hides how a place becomes a cell
     env._features.grid = torch.tensor(source.uniform(size=32 * 32) < 0.7)
     env.reset(range(SAMPLES))
-    state = planted(env, source)
+    state = restored(env, source)
     step, real = env.set_state(state), real_env(env, **({"conic_fov": True} if conic_fov else {}))
     assert step.action_mask is not None and step.state is not None
     assert real.get_env_info()["n_actions"] == env.spec.action.size
@@ -146,7 +146,7 @@ def test_features(task: str, conic_fov: bool) -> None:
         real.is_position_in_cone = lambda agent, place, range="sight_range": cone(real, agent, place, range)
     seen = 0
     for column in range(SAMPLES):
-        plant(real, env, state, column)
+        restore(real, env, state, column)
         mask, observations = np.array(real.get_avail_actions(), dtype=bool), np.array(real.get_obs())
         assert np.array_equal(step.action_mask[column], mask), f"legal actions of sample {column}"
         assert np.abs(step.observations[column].numpy() - observations).max() <= 1e-6, f"observation {column}"
@@ -171,11 +171,11 @@ def test_cones() -> None:
     is not along an axis, and the target on its side."""
     env = SmacV2Env("smacv2/terran_5_vs_5", SAMPLES, conic_fov=True)
     env.reset(range(SAMPLES))
-    state = planted(env, np.random.default_rng(2))
+    state = restored(env, np.random.default_rng(2))
     real = real_env(env, conic_fov=True)
     inside = outside = 0
     for column in range(SAMPLES):
-        plant(real, env, state, column)
+        restore(real, env, state, column)
         for agent, unit in real.agents.items():
             way = real.fov_directions[agent]
             for enemy in real.enemies.values():
@@ -193,7 +193,7 @@ def test_rewards_and_ends(task: str) -> None:
     env = SmacV2Env(f"smacv2/{task}", SAMPLES)
     env.reset(range(SAMPLES))
     source = np.random.default_rng(1)
-    after, before = planted(env, source), planted(env, source)
+    after, before = restored(env, source), restored(env, source)
     lived = after.battle.health > 0
     health = torch.where(lived & (before.battle.health == 0), env.army.max_health, before.battle.health)
     shield = torch.where(health > 0, before.battle.shield, 0.0)
@@ -203,7 +203,7 @@ def test_rewards_and_ends(task: str) -> None:
     assert step.won is not None
     codes = set()
     for column in range(SAMPLES):
-        plant(real, env, before, column)
+        restore(real, env, before, column)
         living = [unit for unit in real_units(env, after.battle, column) if unit.health > 0]
         real._obs = SimpleNamespace(observation=SimpleNamespace(raw_data=SimpleNamespace(units=living)))
         code = real.update_units()

@@ -13,7 +13,7 @@ from marl_flow.coflow.algorithm import CoFlow
 from marl_flow.coflow.config import CoFlowConfig
 from marl_flow.coflow.inputs import condition, with_numbers
 from marl_flow.coflow.policy import FlowPolicy, frames_of
-from marl_flow.interfaces import Acting, ActionSpec, Batch, TaskSpec, UserError
+from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, TaskSpec, UserError
 from marl_flow.normalize import Normalizer, Normalizers
 
 AGENTS, SIZE, CHOICES = 3, 5, 4
@@ -84,7 +84,7 @@ def batch(config: CoFlowConfig, *, discrete: bool = False, size: int = 6) -> Bat
 
 
 def policy(algorithm: CoFlow, execution: str, *, steps: int = 2, envs: int = 4, per_plan: int = 1) -> FlowPolicy:
-    acting = Acting(execution=execution, num_sampling_steps=steps, target_return=5.0, actions_per_plan=per_plan)
+    acting = ActingConfig(execution=execution, num_sampling_steps=steps, target_return=5.0, actions_per_plan=per_plan)
     chosen = algorithm.policy(acting)
     chosen.reset(envs, seeded(3))
     return chosen

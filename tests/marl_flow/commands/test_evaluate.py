@@ -17,14 +17,14 @@ import pytest
 
 from marl_flow import checkpoint, evaluation
 from marl_flow.commands import data, evaluate, train
-from marl_flow.commands.evaluate import Asked
+from marl_flow.commands.evaluate import EvalConfig
 from marl_flow.interfaces import EvaluationResult, UserError
 from marl_flow.run_log import read_lines, read_results
 
 DATASET = "mpe/simple_spread/random"
 TINY = ("tensorboard=false", "updates=2", "batch_size=8")
 FLOW = (*TINY, "width=16", "token_blocks=1", "inverse_hidden=8", "conditioning=mixed")
-TEN = Asked(steps=(1,), episodes=10, executions=("decentralized",))
+TEN = EvalConfig(steps=(1,), episodes=10, executions=("decentralized",))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def unfinished(folder: Path) -> list[Path]:
     return sorted(folder.glob("unfinished_*.jsonl"))
 
 
-def stopped(folder: Path, asked: Asked, *, after: int, **how: bool) -> list[Path]:
+def stopped(folder: Path, asked: EvalConfig, *, after: int, **how: bool) -> list[Path]:
     """Evaluates, but is stopped when that many blocks are kept; returns the files they are kept in."""
 
     def stop(*_: object) -> list[evaluation.Episodes]:
@@ -91,7 +91,7 @@ def stopped(folder: Path, asked: Asked, *, after: int, **how: bool) -> list[Path
 
 def test_a_killed_evaluation_continues(folder: Path, tmp_path: Path, played: list[int]) -> None:
     """Catches finished episodes that a SIGKILL loses, that are played again, or that change the result."""
-    asked = Asked(steps=(10,), episodes=300, executions=("centralized",))  # blocks of 128, 128 and 44
+    asked = EvalConfig(steps=(10,), episodes=300, executions=("centralized",))  # blocks of 128, 128 and 44
     whole = Path(shutil.copytree(folder, tmp_path / "whole"))
     words = ["--k", "10", "--episodes", "300", "--execution", "centralized"]
     command = [sys.executable, "-m", "marl_flow", "eval", str(folder), *words]
@@ -128,7 +128,7 @@ def test_a_block_cut_while_being_written_is_played_again(folder: Path, tmp_path:
     assert untimed(continued) == untimed(evaluate.evaluate(whole, TEN))
 
 
-def other_weights(folder: Path, patch: pytest.MonkeyPatch) -> Asked:
+def other_weights(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
     """Another training that came to the same update of the same config."""
     path = checkpoint.latest(folder)
     assert path is not None
@@ -138,22 +138,22 @@ def other_weights(folder: Path, patch: pytest.MonkeyPatch) -> Asked:
     return TEN
 
 
-def another_machine(folder: Path, patch: pytest.MonkeyPatch) -> Asked:
+def another_machine(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
     patch.setattr(evaluation, "machine", lambda algorithm: ("cpu", "another machine"))
     return TEN
 
 
-def another_commit(folder: Path, patch: pytest.MonkeyPatch) -> Asked:
+def another_commit(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
     patch.setattr(evaluate, "made_with", lambda: {"commit": "another"})
     return TEN
 
 
-def other_blocks(folder: Path, patch: pytest.MonkeyPatch) -> Asked:
+def other_blocks(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
     patch.setattr(evaluation, "BLOCK", 5)
     return TEN
 
 
-def asking(**changes: Any) -> Callable[[Path, pytest.MonkeyPatch], Asked]:
+def asking(**changes: Any) -> Callable[[Path, pytest.MonkeyPatch], EvalConfig]:
     return lambda folder, patch: dataclasses.replace(TEN, **changes)
 
 
@@ -167,7 +167,7 @@ def asking(**changes: Any) -> Callable[[Path, pytest.MonkeyPatch], Asked]:
 )
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_of_anything_else_are_not_used(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, played: list[int], change: Callable[..., Asked]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, played: list[int], change: Callable[..., EvalConfig]
 ) -> None:
     """Catches episodes of another checkpoint, machine, version, setting or share-out in a result."""
     (stale,) = stopped(folder, TEN, after=2)
@@ -202,7 +202,7 @@ def test_plans_are_reused_where_there_are_plans(folder: Path, trained: Path, tmp
         *("coflow decentralized k 2  ", "coflow decentralized k 1   m 3  ")
     ]
     assert (folder / "rollout_decentralized_k1.gif").is_file()
-    acting = evaluate.Acting(num_sampling_steps=1, actions_per_plan=3)
+    acting = evaluate.ActingConfig(num_sampling_steps=1, actions_per_plan=3)
     assert evaluate.rollout_name(acting) == "rollout_decentralized_k1_m3.gif"
     bc = Path(shutil.copytree(trained / "bc", tmp_path / "bc"))
     assert [one.actions_per_plan for one in evaluate.evaluate(bc, asked)] == [1]
