@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_flow import envs, seeding
+from marl_flow import envs, seeding, tasks
 from marl_flow.benchmarks.scores import wilson_interval
 from marl_flow.benchmarks.speed.mpe import one_thread
 from marl_flow.benchmarks.studies.smac_references import PUBLISHED, SMACLITE, SMACV2, regression
@@ -140,7 +140,7 @@ def fingerprint() -> str:
     digest = hashlib.sha256(Path(__file__).read_bytes())
     sources = sorted((Path(envs.__file__).parent / "smac").glob("*.py"))
     assert len(sources) > 10, f"expected the simulator's source beside {envs.__file__}, found {len(sources)} files"
-    for path in sources:
+    for path in [*sources, Path(tasks.__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
