@@ -32,9 +32,9 @@ from marl_flow.baselines.networks import (
     to_unit_box,
 )
 from marl_flow.checkpoint import pack_state, unpack_state
-from marl_flow.coflow.loss import masked_mean
 from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, TaskSpec, WindowSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.tensors import masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
