@@ -54,7 +54,7 @@ class CoFlowConfig:
     time_floor: float = 0.05
     """With output `data` the velocity divides by max(t, floor); in (0, 1)."""
     full_noise_share: float = 0.4
-    """Share of training draws at t = 1, in [0, 1]."""
+    """Fraction of training draws at t = 1, in [0, 1]."""
     masked: bool = True
     """Loss over generated real frames and legal actions only; False is the release's plain mean over everything."""
     condition_dropout: float = 0.0
@@ -76,11 +76,11 @@ class CoFlowConfig:
     inverse_per_agent: bool = False
     inverse_from_difference: bool = True
     inverse_weight: float = 0.5
-    """Share of the inverse-dynamics loss in the total, in (0, 1)."""
+    """w of the total loss, (1 - w) * flow loss + w * inverse-dynamics loss, in (0, 1]."""
     normalizer: Literal["cdf", "limits", "standard"] = "standard"
     learning_rate: float = 3e-3
     final_learning_rate_share: float = 0.05
-    """Cosine decay over `updates` to this share of the learning rate, in (0, 1]; 1 is constant."""
+    """Cosine decay over `updates` to this fraction of the learning rate, in (0, 1]; 1 is constant."""
     gradient_clip: float | None = 1.0
     ema_decay: float = 0.995
     ema_every: int = 1

@@ -4,9 +4,9 @@ Time runs as in the paper: t = 1 is noise, t = 0 is data,
 
     noisy = (1 - t) * data + t * noise,    target velocity = noise - data,    one step: data = noise - u(noise, 1).
 
-Flow loss: mean | V - target velocity |^2 over the frames that are generated. `u(noisy, t, label)` is the network: noisy
-[B, F, N, O] stands at time t [B] and the network is told the time `label` [B] <= t. With r <= t and sg = stop-gradient,
-the predicted velocity V is
+Flow loss: mean | V - target velocity |^2 over the frames that are generated. data [B, F, N, O] are windows of the
+team's observations, encoded by inputs.py. `u(noisy, t, label)` is the network: noisy stands at time t [B] and the
+network is told the time `label` [B] <= t. With r <= t and sg = stop-gradient, the predicted velocity V is
 
     finite_difference   V = u(noisy, t, r) + (t - r) * sg[u(noisy, t, t) - u(noisy, t, r)]        (the paper)
     instantaneous       V = u(noisy, t, t)                                                       (CoFlow-base)
@@ -17,7 +17,7 @@ the path noisy moves with the target velocity and t with 1, while given frames a
 so like the other two it learns one field per t, and in sampling its label is t.
 
 Inverse-dynamics loss: mean | a - I(o, o') |^2 of the action a between the true frames o and o', or the cross-entropy
-of a where actions are discrete. Both losses are added up in `CoFlow.losses` (algorithm.py).
+of a where actions are discrete. `CoFlow.losses` (algorithm.py) trains (1 - w) * flow loss + w * inverse-dynamics loss.
 """
 
 from __future__ import annotations
