@@ -144,7 +144,7 @@ def draw_flow_sample(
 def draw_visible(
     size: int, agents: int, config: CoFlowConfig, generator: torch.Generator, device: torch.device
 ) -> Tensor:
-    """Agents that each of `size` training windows shows, [B, N] bool: all, one at random, or either with even odds."""
+    """Agents that each of `size` training windows shows, [B, N] bool: all, one at random, or either at even odds."""
     if config.conditioning == "centralized":
         return torch.ones(size, agents, dtype=torch.bool, device=device)
     shown = torch.randint(agents, (size, 1), generator=generator, device=device)

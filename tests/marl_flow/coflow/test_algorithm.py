@@ -11,7 +11,7 @@ import torch
 from marl_flow.coflow import loss
 from marl_flow.coflow.algorithm import CoFlow
 from marl_flow.coflow.config import CoFlowConfig
-from marl_flow.coflow.inputs import encode_observations, given_frames, prepend_agent_ids
+from marl_flow.coflow.inputs import draw_flow_sample, encode_observations, given_frames, prepend_agent_ids
 from marl_flow.coflow.model import Condition
 from marl_flow.coflow.policy import FlowPolicy
 from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, TaskSpec, UserError
@@ -112,17 +112,20 @@ def test_padding_cannot_change_the_loss(config: CoFlowConfig, discrete: bool) ->
     torch.testing.assert_close(total, changed, rtol=1e-6, atol=0)
 
 
-def test_the_release_counts_padding() -> None:
-    """Catches the release's plain mean quietly masked: frames past the end of an episode must move its flow loss."""
+def test_the_release_counts_padding_and_given_frames() -> None:
+    """Catches the release's plain mean quietly masked, or its padding noised like frames that do not count."""
     config = dataclasses.replace(TINY_UNET, masked=False)
-    algorithm, original = build(config), batch(config)
-    observations = original.observations.clone()
-    observations[:, config.history + 1 :][~original.valid] += 7.0
-    losses = [
-        algorithm.losses(dataclasses.replace(original, observations=changed), seeded(5))[1]["flow_loss"]
-        for changed in (original.observations, observations)
-    ]
-    assert losses[1] > 1.5 * losses[0]
+    algorithm, data = build(config), batch(config)
+    frames = encode_observations(data.observations, config, algorithm.spec, algorithm.normalizers)
+    sample = draw_flow_sample(frames, data, config, algorithm.normalizers, seeded(5))
+    assert not data.valid.all() and torch.equal(sample.generated_mask, ~sample.condition.given_mask)
+
+    def u(noisy: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return algorithm.model.velocity(noisy, t, label, sample.condition)
+
+    with torch.no_grad():
+        everything = (loss.predicted_velocity(config.objective, u, sample) - sample.target_velocity).square().mean()
+        torch.testing.assert_close(loss.flow_loss(algorithm.model, sample, config), everything)
 
 
 @CONFIGS
