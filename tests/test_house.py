@@ -17,16 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies"}
+BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies", "tensors"}
 CORE = BOTTOM | {"algorithm"}
 COFLOW = {
-    "config": CORE | {"coflow/loss"},
-    "loss": CORE,
-    "inputs": CORE,
+    "config": CORE,
     "network": CORE,
-    "model": CORE | {"coflow/config", "coflow/loss", "coflow/network"},
+    "model": CORE | {"coflow/config", "coflow/network"},
+    "loss": CORE | {"coflow/config", "coflow/model"},
+    "inputs": CORE | {"coflow/config", "coflow/loss", "coflow/model"},
     "sampler": CORE,
-    "policy": CORE | {"coflow/config", "coflow/inputs", "coflow/model", "coflow/sampler"},
+    "policy": CORE | {"coflow/inputs", "coflow/model", "coflow/sampler"},
     "released_weights": CORE | {"coflow/model"},
     "algorithm": CORE | {"coflow"},
 }
@@ -37,6 +37,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "seeding": set(),
     "config": {"interfaces"},
     "normalize": {"interfaces", "config"},
+    "tensors": set(),
     "run_folder": BOTTOM,
     "module_state": set(),
     "policies": {"interfaces"},
@@ -57,7 +58,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "envs/smac": BOTTOM | {"envs/smac"},
     "envs/mamujoco": BOTTOM | {"envs/mamujoco", "envs/pettingzoo", "envs/process_pool"},
     "datasets": BOTTOM | {"datasets"},
-    "baselines": CORE | {"coflow", "baselines/networks"},
+    "baselines": CORE | {"baselines/networks"},
     "benchmarks": EVERYTHING,
 }
 MAY_PRINT = {"marl_flow/cli.py", "marl_flow/cli_data.py", "benchmarks/speed/__main__.py"}
