@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +42,7 @@ from marl_flow.datasets.layout import (
     returns_to_go,
     take_runs,
 )
+from marl_flow.files import open_npy
 from marl_flow.interfaces import TaskSpec, UserError
 
 MANIFEST = "manifest.json"
@@ -255,24 +255,10 @@ def _open_arrays(folder: Path, manifest: Mapping[str, Any]) -> EpisodeStore:
 
 def _map(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
     """The array in a `.npy` file, mapped copy-on-write: readable as is, and writing would never reach the file."""
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"format version {version}")
-            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise UserError(f"{name}: expected the file {path.name}, found none") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: expected a readable .npy file {path.name}, found: {error}") from error
-    if (found_dtype, found_shape, fortran) != (dtype, shape, False) or dtype.hasobject:
-        raise UserError(f"{name}: expected {dtype} {list(shape)}, found {found_dtype} {list(found_shape)}")
-    expected = start + dtype.itemsize * int(np.prod(shape))
-    if size != expected:
-        raise UserError(f"{name}: expected {expected:,} bytes in {path.name}, found {size:,}; it was cut or written to")
-    return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
+    dtype, shape, file = np.dtype(entry["dtype"]), tuple(entry["shape"]), open_npy(path)
+    if (file.dtype, file.shape, file.fortran_order) != (dtype, shape, False):
+        raise UserError(f"{name}: expected {dtype} {list(shape)}, found {file.dtype} {list(file.shape)}")
+    return file.map("c")
 
 
 def content_digest(spec: TaskSpec, has_final_observation: bool, entries: Mapping[str, Mapping[str, Any]]) -> str:

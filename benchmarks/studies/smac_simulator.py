@@ -30,8 +30,8 @@ from marl_flow.benchmarks.studies.smac_references import PUBLISHED, SMACLITE, SM
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import MAPS, find_map
 from marl_flow.envs.smac.scripted import SCRIPTS, ScriptedTeam
+from marl_flow.files import write_atomically
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
-from marl_flow.datasets.disk import disk_errors, require_room
+from marl_flow.files import disk_errors, require_room
 from marl_flow.interfaces import UserError
 
 Progress = Callable[[int, int | None], None]

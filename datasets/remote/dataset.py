@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from marl_flow.datasets import catalog
-from marl_flow.datasets.disk import Busy, disk_errors, read_json, write_json
 from marl_flow.datasets.remote import sources
 from marl_flow.datasets.remote.archive import unpack
 from marl_flow.datasets.remote.download import Patience, Progress
@@ -25,6 +24,7 @@ from marl_flow.datasets.remote.fetch import (
     unpacked_place,
 )
 from marl_flow.datasets.remote.sources import Layout, RemoteFile
+from marl_flow.files import InUse, disk_errors, read_json, write_json
 from marl_flow.interfaces import UserError
 
 Step = Literal["nothing", "unpack", "download", "by_hand"]
@@ -154,7 +154,7 @@ def clean_up(fetched: Iterable[Fetched], *, keep_archive: bool = False) -> None:
     What another process is using is left for that one to clean up.
     """
     for one in fetched:
-        with suppress(Busy), hold(one.file, one.unpacked.parents[1]), disk_errors(one.unpacked):
+        with suppress(InUse), hold(one.file, one.unpacked.parents[1]), disk_errors(one.unpacked):
             if (one.unpacked / _MARKER).exists():
                 shutil.rmtree(one.unpacked)
             seen = None if one.archive is None else seen_before(one.archive)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from marl_flow.config import from_json
-from marl_flow.datasets.disk import disk_errors, read_json, require_room, write_json
+from marl_flow.files import disk_errors, read_json, require_room, write_json
 
 log = logging.getLogger(__name__)
 

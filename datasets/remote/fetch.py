@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from marl_flow.config import from_json
-from marl_flow.datasets.disk import alone, disk_errors, read_json, write_json
 from marl_flow.datasets.remote import sources
 from marl_flow.datasets.remote.archive import SUFFIXES, check_archive, suffix_of, unpack
 from marl_flow.datasets.remote.download import AddressFailed, Patience, Progress, discard, download
 from marl_flow.datasets.remote.sources import RemoteFile
 from marl_flow.datasets.store import file_hash
+from marl_flow.files import disk_errors, lock_file, read_json, write_json
 from marl_flow.interfaces import UserError
 
 __all__ = ["BY_HAND", "fetch", "unpack"]
@@ -60,7 +60,7 @@ def fetch(
 
 def hold(file: RemoteFile, downloads: Path) -> AbstractContextManager[None]:
     """Keeps other processes from fetching or unpacking this file inside the block."""
-    return alone(downloads / f".{file.name}.lock", f"fetching {file.name}")
+    return lock_file(downloads / f".{file.name}.lock", f"fetching {file.name}")
 
 
 def fetch_held(file: RemoteFile, downloads: Path, progress: Progress | None, patience: Patience) -> Path:

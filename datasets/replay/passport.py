@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from marl_flow.datasets import catalog
-from marl_flow.datasets.disk import disk_errors, read_json, write_json
 from marl_flow.datasets.replay.check import Disagreement, replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import PASSPORT
+from marl_flow.files import disk_errors, read_json, write_json
 from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

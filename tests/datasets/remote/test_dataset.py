@@ -211,7 +211,7 @@ def test_files_in_use_are_not_deleted(site: http.server.HTTPServer, tmp_path: Pa
     with dataset.fetch_dataset(TAG, root=tmp_path) as fetched:
         dataset.clean_up([before])
         assert (fetched.source / "metadata.json").exists() and before.archive is not None and before.archive.exists()
-        with pytest.raises(UserError, match="expected to be alone"):
+        with pytest.raises(UserError, match="expected nobody else at it"):
             get(TAG, root=tmp_path)
     dataset.clean_up([fetched])
     assert not fetched.unpacked.exists() and not before.archive.exists()

@@ -580,7 +580,9 @@ def test_an_interrupted_download_continues(site: Site, tmp_path: Path) -> None:
 def test_two_processes_never_write_one_part(site: Site, tmp_path: Path) -> None:
     """Catches two downloads that interleave their bytes."""
     with hold(remote(site.url()), tmp_path):
-        check_refused(remote(site.url()), tmp_path, f"expected to be alone, found process {os.getpid()} at it")
+        check_refused(
+            remote(site.url()), tmp_path, f"expected nobody else at it, found it in use by process {os.getpid()}"
+        )
     assert site.requests == []
     fetch(remote(site.url()), tmp_path)
     check_arrived(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl_flow import envs, seeding
+from marl_flow import envs, files, seeding
 from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.passport import card, render_card, show, verify
@@ -200,9 +201,9 @@ def test_last_digits_and_newer_words_are_no_tampering(tmp_path: Path, store: Epi
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("{", "expected a readable record"),
-        ("[]", "expected a record"),
-        ("[" * 100_000, "expected a readable record"),
+        ("{", "expected a JSON object"),
+        ("[]", "expected a JSON object, found a list"),
+        ("[" * 100_000, "expected a JSON object"),
         ("{}", r"expected format_version 1 and the entry replay with a message, found None and \[\]"),
         ('{"format_version": 2, "replay": {}}', "expected format_version 1 .*found 2"),
         ('{"format_version": 1, "replay": 3}', r"found 1 and \['format_version', 'replay'\]"),
@@ -223,7 +224,7 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
     """Catches a passport that makes its folder look foreign, or that outlives the data it belongs to."""
     write_store(tmp_path / "data", store)
     verify(tmp_path / "data", make_env, transitions=50)
-    (tmp_path / "data" / "passport.json.writing-77").write_text("{")  # left by a killed process
+    (tmp_path / "data" / "passport.json.writing-0a1b2c3d").write_text("{")  # left by a killed process
     write_store(tmp_path / "fresh", store.select(slice(5)))
     replace_store(tmp_path / "data", tmp_path / "fresh")
     assert not (tmp_path / "data" / "passport.json").exists()
@@ -232,10 +233,16 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path, store: EpisodeStore) -> None:
+def test_a_disk_that_cannot_be_written_is_named(
+    tmp_path: Path, store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a traceback from a shared data root; verifying what did not change needs no disk."""
     write_store(tmp_path / "data", store)
-    (tmp_path / "data" / f"passport.json.writing-{os.getpid()}").mkdir()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"expected to write .*data, found: .*MARL_FLOW_DATA"):
         verify(tmp_path / "data", make_env, transitions=50)
     assert not (tmp_path / "data" / "passport.json").exists()

@@ -114,7 +114,7 @@ def test_a_damaged_dataset_is_listed_with_the_reason(tmp_path: Path) -> None:
     (folder / "rewards.npy").write_bytes(b"x")
     catalog.folder_of("user/mpe/simple_spread/broken-v1", tmp_path).mkdir(parents=True)
     row = row_of(tmp_path, "omar/mpe/simple_tag/expert-v1")
-    assert row.state == "damaged" and "rewards: expected a readable .npy file" in row.note and row.mean is None
+    assert row.state == "damaged" and "rewards.npy: expected a readable .npy file" in row.note and row.mean is None
     assert row_of(tmp_path, "user/mpe/simple_spread/broken-v1").state == "damaged"
     assert "damaged" in dataset_table.table(root=tmp_path)
 
