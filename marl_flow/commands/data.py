@@ -86,12 +86,12 @@ def fetch_datasets(
     passed over, and said to be. Archives are deleted at the end, once for all datasets they hold."""
     from tqdm import tqdm
 
-    from marl_flow.datasets.remote import dataset
+    from marl_flow.datasets.remote import fetch
     from marl_flow.datasets.remote.download import Progress
 
     wanted = []
     for name in dict.fromkeys(str(catalog.find(name).dataset_id) for name in names):
-        chosen = dataset.plan(name, source=source)
+        chosen = fetch.plan(name, source=source)
         if (folder := catalog.folder_of(name)).exists():
             log.info("%s is in %s already", name, folder)
             continue
@@ -110,11 +110,11 @@ def fetch_datasets(
 
     stores, fetched = [], []
     for name in wanted:
-        with dataset.fetch_dataset(name, source=source, progress=bar) as found:
+        with fetch.fetch_dataset(name, source=source, progress=bar) as found:
             fetched.append(found)
             here = prey or _prey_beside(catalog.parse(name).task_id, found.unpacked)
             stores.append(import_dataset(found.file.layout, found.source, name, prey=here, provenance=found.provenance))
-    dataset.clean_up(fetched, keep_archive=keep_archive)
+    fetch.clean_up(fetched, keep_archive=keep_archive)
     return stores
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from marl_flow.config import nearest
 from marl_flow.datasets import catalog, native
-from marl_flow.datasets.remote import dataset
+from marl_flow.datasets.remote import fetch
 from marl_flow.datasets.store import open_store
 from marl_flow.interfaces import UserError
 
@@ -106,10 +106,10 @@ def _comes_from(name: catalog.DatasetId, root: Path | None, *, here: bool) -> st
         return "built here"
     if name.origin == "user":
         return "user"
-    plan = dataset.plan(str(name), root=root)
+    plan = fetch.plan(str(name), root=root)
     if plan.step in ("nothing", "unpack") and not here:
         return "fetched, to import"
-    if not plan.file.urls:
+    if not plan.file.url:
         return "download by hand"
     return f"download {plan.file.size}" + (", begun" if plan.bytes_here and not here else "")
 

@@ -99,7 +99,7 @@ def test_a_passport_says_what_it_is_about(tmp_path: Path, store: EpisodeStore) -
     on_disk = json.loads((tmp_path / "data" / "passport.json").read_text())
     assert on_disk == found and {name: found[name] for name in card(written)} == card(written)
     assert found["digest"] == written.digest and found["licence"] == "MIT" and "2111.11188" in found["citation"]
-    assert found["replay"]["fits"] and found["replay"]["steps"] == 200 and found["replay"]["misfits"] == 0
+    assert found["replay"]["fits"] and found["replay"]["steps"] == 200 and found["replay"]["mismatches"] == 0
     assert found["replay"]["disagreement"]["rewards"]["largest"] < 1e-4
     assert open_store(tmp_path / "data").digest == written.digest
 
@@ -132,7 +132,7 @@ def test_a_dataset_that_does_not_fit_has_a_passport_that_says_so(tmp_path: Path,
     with pytest.raises(UserError, match=r"random-v1 does not fit mpe/simple_spread as .*: stored = 0\.5 x computed"):
         verify(tmp_path / "data", make_env, transitions=None)
     outcome = json.loads((tmp_path / "data" / "passport.json").read_text())["replay"]
-    assert not outcome["fits"] and outcome["misfits"] == outcome["steps"] == 1000
+    assert not outcome["fits"] and outcome["mismatches"] == outcome["steps"] == 1000
     with pytest.raises(UserError, match="does not fit"):  # as it was told before
         verify(tmp_path / "data")
     assert "rewards: stored = 0.5 x computed" in " ".join(show(tmp_path / "data").split())

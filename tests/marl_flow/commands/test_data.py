@@ -18,7 +18,7 @@ from marl_flow.datasets import catalog, formats
 from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.remote import sources
-from marl_flow.datasets.remote.fetch import unpacked_place
+from marl_flow.datasets.remote.fetch import unpacked_path
 from marl_flow.datasets.replay import passport as verify
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.mpe.prey import NetworkPrey
@@ -92,8 +92,8 @@ def test_data_with_the_wrong_prey_are_kept_and_refused_for_training(
 
 def test_files_put_there_by_hand_are_fetched_with_the_prey_beside_them(tmp_path: Path, data_root: Path) -> None:
     """Catches a fetch that asks for a prey which lies in the archive, and one that deletes a user's files."""
-    source = sources.file_named("omar-simple_tag-npy")
-    place = unpacked_place(source, catalog.downloads_root())
+    source = sources.FILES["omar-simple_tag-npy"]
+    place = unpacked_path(source, catalog.downloads_root())
     place.mkdir(parents=True)
     prey = NetworkPrey.from_omar(prey_file(place))
     published_files(place / "simple_tag", prey)
