@@ -22,7 +22,7 @@ _HOW = {
     "native": "built here",
     "omar": "published by OMAR",
     "ogmarl": "published by OG-MARL",
-    "user": "imported by users",
+    "user": "of your own",
 }
 
 

@@ -54,7 +54,7 @@ def test_every_dataset_is_listed_once_under_its_suite_and_origin(tmp_path: Path)
     assert sorted(listed) == sorted([*catalog.CATALOG, "user/mpe/simple_spread/mine-v3"])
     headings = [line for line in lines[:-1] if not line.startswith(" ")][:-1]
     assert headings == [
-        *("mpe, built here", "mpe, published by OMAR", "mpe, imported by users"),
+        *("mpe, built here", "mpe, published by OMAR", "mpe, of your own"),
         *(
             "smac, built here",
             "mamujoco, built here",
