@@ -56,7 +56,7 @@ class Recorder:
 
     @property
     def num_unfinished(self) -> int:
-        """Episodes that were begun and are not over: rows that were reset too early, and those still being played."""
+        """Episodes that were started and are not over: rows that were reset too early, and those still being played."""
         return self._num_cut_off + (int((~self._frames[-1].finished).sum()) if self._actions else 0)
 
     def reset(self, seeds: Sequence[int]) -> TimeStep:
@@ -87,13 +87,13 @@ class Recorder:
         """Writes all finished episodes as a new dataset `user/SUITE/TASK/NAME-vN` below `root` (None: the data root)
         and opens it. `description` becomes part of its provenance.
 
-        Episodes that are not over are a UserError, or are left out with `drop_unfinished`; then recording goes on at
+        Episodes that are not over are a UserError, or are left out with `drop_unfinished`; recording then continues at
         the next reset.
         """
         if self.num_unfinished and not drop_unfinished:
-            begun = self.num_episodes + self.num_unfinished
+            started = self.num_episodes + self.num_unfinished
             raise UserError(
-                f"{self.num_unfinished} of {begun} recorded episodes are not over (rows were reset, or left, before "
+                f"{self.num_unfinished} of {started} recorded episodes are not over (rows were reset, or left, before "
                 "they ended); play every row until it is finished, or leave these out with drop_unfinished=True"
             )
         self._end_batch()

@@ -6,7 +6,7 @@ Two episodes of 3 and 2 steps, aligned; an episode shows one frame more than it 
     observations, state     s0  s1  s2  s3| s0  s1  s2     sum(T + 1) rows: s_t is what step t saw, the last one is
     action_mask             m0  m1  m2  m3| m0  m1  m2     where the episode ended
     actions                 a0  a1  a2    | a0  a1         sum T rows: a_t was taken at s_t,
-    rewards                 r0  r1  r2    | r0  r1         r_t paid for (s_t, a_t, s_t+1)
+    rewards                 r0  r1  r2    | r0  r1         r_t belongs to (s_t, a_t, s_t+1)
     offsets                 0               3          5   K + 1 entries: first step of each episode, then the end
     first_frames            0               4              offsets[k] + k
     terminated              no              yes            K entries: ended by the task's rules, not by a time limit
@@ -202,11 +202,11 @@ def open_store(folder: Path, *, verify: bool = True, dataset_id: str | None = No
 
 
 def _remedy(name: str) -> str:
-    """How to get an unusable dataset anew, as part of a sentence."""
+    """How to get an unusable dataset back, as part of a sentence."""
     try:
         entry = catalog.find(name)
     except UserError:
-        return "remove the folder and make it anew"
+        return "remove the folder and make the dataset again"
     if entry.dataset_id.origin == "native":
         return f"rebuild it with `marl-flow data build {name} --force`"
     return f"remove the folder, then {entry.how_to_get}"

@@ -57,8 +57,8 @@ class StoreWriter:
     def __enter__(self) -> Self:
         if self.folder.exists():
             raise AlreadyThere(
-                f"expected a free place for {self.dataset_id}, found {self.folder} already there; "
-                "use it, remove it, or build with --force"
+                f"{self.folder} already exists; use it as {self.dataset_id}, remove it, or build a native dataset "
+                "again with --force"
             )
         with _disk_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -210,6 +210,5 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not folder.exists():
                 raise
             raise AlreadyThere(
-                f"expected a free place, found {folder} built meanwhile by another process; use it as it is, or build "
-                "with --force"
+                f"{folder} was built meanwhile by another process; use it as it is, or build with --force"
             ) from error

@@ -1,4 +1,4 @@
-"""Published dataset layouts: one door in, one door out. The reader or writer asked for is imported then.
+"""Published dataset layouts: `import_dataset` reads and `export_dataset` writes them. Readers load on demand.
 
     omar      `.npy` per agent and seed (MPE)                      in
     madiff    `.npy` with path lengths (MA-MuJoCo, SMAC)           in, out
@@ -62,7 +62,7 @@ def import_dataset(
             "pass one of `marl_flow.datasets.specs.known_spec`"
         )
     if folder.exists():
-        raise AlreadyThere(f"expected a free place for {dataset_id}, found {folder} already there; use it or remove it")
+        raise AlreadyThere(f"{folder} already exists; use it as {dataset_id}, or remove it")
     try:
         dividing = (shared,) if shared and layout in CARRY_SPEC else ()
         with _module(layout).open_source(source, spec, *dividing) as found:

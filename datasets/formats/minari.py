@@ -11,7 +11,7 @@ by whoever collected it, which is no termination. Read with h5py alone; written 
 piece by piece (`create_dataset_from_buffers` would put it where an environment variable says).
 
 One robot's dataset whose infos have the engine's states, qpos [T + 1, Q] and qvel [T + 1, V], becomes that of the
-agents that share the robot where it is asked for as theirs.
+agents that share the robot where it is imported as theirs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INFOS = {"state": "infos/state", "action_mask": "infos/action_mask"}
 
 @contextmanager
 def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None = None) -> Iterator[Source]:
-    """The episodes of a dataset's folder; the task is the one asked for, our record's, or implied by one agent's.
+    """The episodes of a dataset's folder; the task is the requested one, our record's, or implied by one agent's.
 
     shared: where the folder has one agent's arrays, they are divided among the agents of its task.
     """

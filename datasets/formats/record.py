@@ -53,11 +53,11 @@ def parse_record(text: str, where: str) -> Record:
         ) from error
 
 
-def check_task(asked: TaskSpec, found: TaskSpec, where: str) -> None:
-    """Raises unless the task asked for is the one the files are of."""
-    if asked != found:
+def check_task(requested: TaskSpec, found: TaskSpec, where: str) -> None:
+    """Raises unless the files are of the requested task."""
+    if requested != found:
         raise UserError(
-            f"{where}: expected data of the task asked for, {asked.to_json()}, found {found.to_json()}; "
+            f"{where}: expected data of the requested task, {requested.to_json()}, found {found.to_json()}; "
             "pass the task the files are of"
         )
 

@@ -91,7 +91,7 @@ def plan(dataset_id: str, *, root: Path | None = None, source: str | None = None
     """Which published file to take a dataset from, and what is left to do; touches nothing.
 
     `source` names one of `sources.files_of`. Without it: the one that is here already, else the one whose download has
-    begun, else the first that can be downloaded, else the first.
+    started, else the first that can be downloaded, else the first.
     """
     downloads = catalog.downloads_root(root)
     files = sources.files_of(dataset_id)
@@ -219,7 +219,7 @@ def fetch_file(
 
 
 def _download(file: RemoteFile, url: str, path: Path, progress: Progress | None, retry: RetryPolicy) -> None:
-    """Puts the file at `path`, verified. One of several connections' bytes that comes out wrong is downloaded again,
+    """Puts the file at `path`, verified. One that several connections brought and that is wrong is downloaded again,
     once."""
     part, has_hash = _part_path(path), _expected_hash(file, path) is not None
     for may_repeat in (True, False):
@@ -247,8 +247,8 @@ def _verified_hash(file: RemoteFile, place: Path, path: Path) -> str:
         raise _WrongFile(f"expected sha256 {file.sha256}, found {digest}: damaged, or not the published file")
     if expected not in (None, digest):
         raise _WrongFile(
-            f"expected sha256 {expected} as when it was first fetched, found {digest}: damaged, or published anew "
-            f"(then delete {_record_path(path)})"
+            f"expected sha256 {expected} as when it was first fetched, found {digest}: damaged, or published again "
+            f"with changes (then delete {_record_path(path)})"
         )
     if expected is None:  # nothing to compare with: at least it must be an archive
         try:

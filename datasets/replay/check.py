@@ -1,4 +1,4 @@
-"""Whether a dataset fits an environment: stored steps, played again from the stored moments, must come out alike.
+"""Whether a dataset fits an environment: stored steps, played again from the stored moments, must give the same.
 
 Every step is played on its own, so that nothing adds up, and a difference names the step it belongs to.
 """

@@ -32,7 +32,7 @@ WIDTH = 120
 
 
 class DoesNotFit(UserError):
-    """A dataset that is whole, and comes out otherwise when it is played again."""
+    """A dataset that is whole, but differs from its environment when it is played again."""
 
 
 def verify(
@@ -40,7 +40,7 @@ def verify(
     make_env: Callable[[TaskSpec, int], Restorable | TransitionChecker] | None = None,
     transitions: int | None = None,
 ) -> dict[str, Any]:
-    """The passport of the store in a folder, written anew, after every check.
+    """The passport of the store in a folder, written again after every check.
 
     Structure, file hashes, digest and finite numbers (`open_store`); the card as the passport has it, if there is one;
     and that many steps (None: all) played again in the environment that `make_env` builds for a task and a number of
@@ -104,7 +104,7 @@ def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[
         if name.partition(".")[0] not in FROM_CATALOG and not _same(ours.get(name), theirs.get(name)):
             raise UserError(
                 f"{folder / PASSPORT}: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} in the data, so it "
-                "was edited or belongs to other data; delete the file and verify again to have it written anew"
+                "was edited or belongs to other data; delete the file and verify again"
             )
 
 

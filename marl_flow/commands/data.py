@@ -54,7 +54,7 @@ def build_dataset(
         environment(_against(identity.task_id, prey), 1)
     folder = catalog.folder_of(name)
     if folder.exists() and not force:
-        raise AlreadyThere(f"{name} is in {folder} already; build it anew with --force")
+        raise AlreadyThere(f"{name} is in {folder} already; build it again with --force")
     if folder.exists():
         refuse_foreign(folder)
     place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
@@ -151,7 +151,7 @@ def import_dataset(
     if record is not None:
         spec: TaskSpec | None = record.spec
         _check_record(name, record.spec.task_id, record.origin, prey)
-        if task_id in envs.TASKS:  # a prey that is not here is asked for before anything is written
+        if task_id in envs.TASKS:  # a prey that is not here is refused before anything is written
             opponents.opponent(task_id, record.spec.opponent)
     elif layout in formats.CARRY_SPEC and task_id not in specs.TASKS:
         spec = None  # implied by the files
@@ -176,10 +176,12 @@ def _check_record(name: str, task_id: str, exported_from: Mapping[str, Any], pre
     publication they do not come from."""
     identity, former = catalog.parse(name), str(exported_from.get("dataset_id"))
     if task_id != identity.task_id:
-        raise UserError(f"the files hold data of {task_id}, asked for {name}; import them as user/{task_id}/NAME-v1")
+        raise UserError(
+            f"the files hold data of {task_id}, not of {identity.task_id}; import them as user/{task_id}/NAME-v1"
+        )
     if identity.origin != "user" and not former.startswith(f"{identity.origin}/"):
         raise UserError(
-            f"the files were exported from {former}, asked for {name}: data of one origin never stand in for another's "
+            f"the files were exported from {former}, not from {name}: data of one origin never stand in for another's "
             f"data; import them as user/{task_id}/NAME-v1"
         )
     if prey is not None:
@@ -216,8 +218,8 @@ def open_dataset(dataset_id: str) -> EpisodeStore:
 
 
 def verify_dataset(folder: Path, dataset_id: str, steps: int | None = None) -> dict[str, Any]:
-    """The passport of the dataset of this id in a folder, written anew after every check, that many steps (None: all)
-    played again where the task's environment is here; a fault or a misfit is a UserError."""
+    """The passport of the dataset of this id in a folder, written again after every check, that many steps (None: all)
+    played again where the task's environment is here; a fault, or steps that give something else, are a UserError."""
     spec = open_store(folder, verify=False, dataset_id=dataset_id).spec
     return passport.verify(folder, replayed_in if _can_replay(spec) else None, steps)
 
@@ -231,8 +233,8 @@ def _stamped(store: EpisodeStore, folder: Path) -> EpisodeStore:
     return store
 
 
-def refuse_misfit(store: EpisodeStore) -> None:
-    """Raises a UserError where a sample of the store's steps, played again, comes out unlike what is stored.
+def require_replay(store: EpisodeStore) -> None:
+    """Raises a UserError where a sample of the store's steps, played again, gives something else than what is stored.
 
     A task whose environment is not here, or cannot begin in the middle of an episode, leaves a warning.
     """
@@ -271,7 +273,7 @@ def _against(task_id: str, prey: str | None) -> TaskSpec:
 def training_data(store: EpisodeStore) -> TrainingData:
     """A store as training sees it; one that does not fit its environment is refused."""
     assert store.digest is not None, "only a store on disk identifies what a run was trained on"
-    refuse_misfit(store)
+    require_replay(store)
     return TrainingData(
         dataset_id=store.dataset_id,
         digest=store.digest,

@@ -111,7 +111,7 @@ def _comes_from(name: catalog.DatasetId, root: Path | None, *, here: bool) -> st
         return "fetched, to import"
     if not plan.file.url:
         return "download by hand"
-    return f"download {plan.file.size}" + (", begun" if plan.bytes_here and not here else "")
+    return f"download {plan.file.size}" + (", started" if plan.bytes_here and not here else "")
 
 
 def _bytes_in(folder: Path) -> int:

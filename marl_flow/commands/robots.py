@@ -5,11 +5,12 @@ from __future__ import annotations
 from marl_flow.datasets.formats.robot import SharedRobot
 from marl_flow.envs.mamujoco.tasks import ANT, PARTITIONS, task_spec
 
-PAID_ALIKE = {
+SAME_REWARDS = {
     True: ("Ant-v2", "Ant-v3", "Ant-v4"),
     False: ("HalfCheetah-v2", "HalfCheetah-v3", "HalfCheetah-v4", "HalfCheetah-v5"),
 }
-"""Ants and others: the tasks whose rewards are ours. Ant-v5 charges for contacts and pays nothing for the last step."""
+"""Ants and others: the tasks whose rewards are ours. Ant-v5 subtracts a cost of contacts and gives no reward for the
+last step."""
 
 
 def shared_robot(task_id: str) -> SharedRobot | None:
@@ -24,7 +25,7 @@ def shared_robot(task_id: str) -> SharedRobot | None:
         num_velocities=kind.robot.num_velocities,
         num_actuators=sum(len(own) for own in kind.actuators),
         unseen=2 if ant else 1,
-        recorded_as=PAID_ALIKE[ant],
+        recorded_as=SAME_REWARDS[ant],
         observe=kind.observe,
         divide=kind.divide,
     )

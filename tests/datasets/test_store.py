@@ -162,7 +162,7 @@ def test_digest_ignores_where_data_were_made(tmp_path: Path, make_store, monkeyp
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path, make_store) -> None:
     """Catches a second build that destroys the first."""
     first = write_store(tmp_path / "data", make_store([2, 3]))
-    with pytest.raises(UserError, match=r"already there.*--force"):
+    with pytest.raises(UserError, match=r"already exists.*--force"):
         write_store(tmp_path / "data", make_store([4]))
     assert open_store(tmp_path / "data").digest == first.digest
 

@@ -619,7 +619,7 @@ def test_a_file_of_unknown_hash_is_compared_with_the_one_first_seen(site: Site, 
     (tmp_path / "spread.zip").unlink()
     site.content = OTHER
     check_refused(
-        unknown(site.url()), tmp_path, f"expected sha256 {SHA} as when it was first fetched, found .*published anew"
+        unknown(site.url()), tmp_path, f"expected sha256 {SHA} as when it was first fetched, found .*published again"
     )
     (tmp_path / "spread.zip.json").unlink()
     fetch(unknown(site.url()), tmp_path)

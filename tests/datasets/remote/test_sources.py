@@ -1,4 +1,4 @@
-"""The table of published files: every dataset has one, and every entry can be asked for."""
+"""The table of published files: every dataset has one, and every entry can be requested."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_files_of_a_dataset_prefer_the_download() -> None:
     ],
 )
 def test_what_is_not_published_says_how_else_to_get_it(name: str, message: str) -> None:
-    """Catches downloading something else under the asked-for name."""
+    """Catches downloading something else under the requested name."""
     with pytest.raises(UserError, match=message):
         sources.files_of(name)
 

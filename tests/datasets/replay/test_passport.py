@@ -185,7 +185,7 @@ def test_tampered_cards_are_named(
 
 
 def test_last_digits_and_newer_words_are_no_tampering(tmp_path: Path, store: EpisodeStore) -> None:
-    """Catches a passport refused on another processor, or after the catalogue learned more: it is written anew."""
+    """Catches a passport refused on another processor, or after the catalogue learned more: it is written again."""
     write_store(tmp_path / "data", store)
     verify(tmp_path / "data", make_env, transitions=50)
     path = tmp_path / "data" / "passport.json"

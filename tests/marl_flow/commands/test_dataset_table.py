@@ -80,7 +80,7 @@ def test_downloads_under_way_and_done_are_told(tmp_path: Path) -> None:
     downloads.mkdir()
     (downloads / "ogmarl-3m-vault.zip.part").write_bytes(b"x")
     (downloads / "ogmarl-8m-vault.zip").write_bytes(b"x")
-    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB, begun"
+    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB, started"
     assert row_of(tmp_path, "ogmarl/smac-sc2/8m/poor-v1").comes_from == "fetched, to import"
     for name in ("ogmarl/smac-sc2/3m/poor-v1", "ogmarl/smac-sc2/8m/poor-v1"):
         catalog.folder_of(name, tmp_path).mkdir(parents=True)
