@@ -12,11 +12,11 @@ from torch import Tensor
 
 from marl_flow import datasets, envs, seeding
 from marl_flow.datasets import Recorder
-from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay import passport
 from marl_flow.envs.checks import check_vector_env
 from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep, UserError, VectorEnv
+from marl_flow.policies import UniformPolicy
 
 MINE = "user/mpe/simple_spread/mine-v1"
 
