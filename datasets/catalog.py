@@ -124,8 +124,8 @@ def is_task_id(text: str) -> bool:
 
 def data_root() -> Path:
     """Where datasets are kept: MARL_FLOW_DATA, else the user's cache."""
-    place = os.environ.get("MARL_FLOW_DATA")
-    return Path(place) if place else Path.home() / ".cache" / "marl_flow" / "datasets"
+    chosen = os.environ.get("MARL_FLOW_DATA")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "marl_flow" / "datasets"
 
 
 def downloads_root(root: Path | None = None) -> Path:

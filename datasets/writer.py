@@ -90,10 +90,10 @@ class StoreWriter:
         self.num_steps += piece.num_steps
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if error_type is None:
                 with _disk_errors(self.folder):
                     self._finish()
         finally:

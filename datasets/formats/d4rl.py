@@ -236,10 +236,10 @@ def _team_rewards(spec: TaskSpec, rewards: np.ndarray) -> np.ndarray:
     return spec.team_return(torch.from_numpy(rewards.astype(np.float64))).numpy()
 
 
-def write(store: EpisodeStore, place: Path, target: Path) -> None:
-    """Writes the file `place`, to be named `target`."""
+def write(store: EpisodeStore, path: Path, target: Path) -> None:
+    """Writes the file at `path`, to be named `target`."""
     spec, rows, single = store.spec, store.num_steps, store.spec.num_agents == 1
-    with hdf5.library().File(place, "w") as file:
+    with hdf5.library().File(path, "w") as file:
 
         def put(name: str, start: int, values: np.ndarray, *, per_agent: bool) -> None:
             values = values[:, 0] if per_agent and single else values

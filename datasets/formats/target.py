@@ -12,7 +12,7 @@ from marl_flow.interfaces import UserError
 
 
 @contextmanager
-def new_place(target: Path) -> Iterator[Path]:
+def new_path(target: Path) -> Iterator[Path]:
     """Yields a path, not there yet, that becomes `target` at the end; an error leaves nothing behind."""
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} already exists; remove it or choose another path to export to")

@@ -100,7 +100,7 @@ def plan(dataset_id: str, *, root: Path | None = None, source: str | None = None
         raise UserError(f"expected a source of {dataset_id} ({names}), got {source!r}")
     name = str(catalog.find(dataset_id).dataset_id)
     plans = [_plan(name, file, downloads) for file in files if source in (None, file.name)]
-    return min(plans, key=lambda one: (STEPS.index(one.step), not one.bytes_here))
+    return min(plans, key=lambda plan: (STEPS.index(plan.step), not plan.bytes_here))
 
 
 def _plan(dataset_id: str, file: RemoteFile, downloads: Path) -> Plan:
@@ -237,12 +237,12 @@ def _download(file: RemoteFile, url: str, path: Path, progress: Progress | None,
         part.rename(path)
 
 
-def _verified_hash(file: RemoteFile, place: Path, path: Path) -> str:
-    """sha256 of the bytes at `place`, which are or will be `path`, once they have proved to be the published file."""
-    size, expected = place.stat().st_size, _expected_hash(file, path)
+def _verified_hash(file: RemoteFile, downloaded: Path, path: Path) -> str:
+    """sha256 of the file `downloaded`, which is or will be `path`; raises unless it is the published file."""
+    size, expected = downloaded.stat().st_size, _expected_hash(file, path)
     if file.size_bytes not in (None, size):
         raise _WrongFile(f"expected {file.size_bytes:,} bytes, found {size:,}")
-    digest = file_hash(place)
+    digest = file_hash(downloaded)
     if file.sha256 not in (None, digest):
         raise _WrongFile(f"expected sha256 {file.sha256}, found {digest}: damaged, or not the published file")
     if expected not in (None, digest):
@@ -252,7 +252,7 @@ def _verified_hash(file: RemoteFile, place: Path, path: Path) -> str:
         )
     if expected is None:  # nothing to compare with: at least it must be an archive
         try:
-            check_archive(place, path.name)
+            check_archive(downloaded, path.name)
         except UserError as error:
             raise _WrongFile(str(error)) from error
     return digest
@@ -313,11 +313,11 @@ def _folder_of(dataset_id: str, layout: Layout, unpacked: Path) -> Path:
 
 def _folders(top: Path) -> Iterator[Path]:
     """Folders below `top` in order of name, down to a few levels."""
-    for place, names, _ in os.walk(top):
+    for folder, names, _ in os.walk(top):
         names.sort()
-        if len(Path(place).relative_to(top).parts) >= _DEEPEST:
+        if len(Path(folder).relative_to(top).parts) >= _DEEPEST:
             names.clear()
-        yield from (Path(place) / name for name in names)
+        yield from (Path(folder) / name for name in names)
 
 
 def _plain(name: str) -> str:

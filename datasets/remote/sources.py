@@ -77,14 +77,14 @@ def files_of(dataset_id: str) -> tuple[RemoteFile, ...]:
     """The published files that hold a dataset, the one to prefer first."""
     entry = catalog.find(dataset_id)
     name = str(entry.dataset_id)
-    found = tuple(file for file in FILES.values() if name in file.datasets)
-    if not found:
+    files = tuple(file for file in FILES.values() if name in file.datasets)
+    if not files:
         published = [known for known in catalog.CATALOG if not known.startswith("native/")]
         raise UserError(
             f"expected a dataset that is published as a file, got {name}; {entry.how_to_get}, or name a published one: "
             f"{nearest(name, published)}"
         )
-    return found
+    return files
 
 
 _OSF = "https://osf.io/jxawh/?view_only=dd3264a695af4c03bffde0350b8e8c4a"

@@ -177,17 +177,17 @@ def _play(
 ) -> Replay:
     tally, failing, excused = _Tally(store.spec), [], []
     for start in range(0, len(rows), env.num_envs):
-        part = gather(store, rows[start : start + env.num_envs])
-        compared = compare(env, part)
+        batch = gather(store, rows[start : start + env.num_envs])
+        compared = compare(env, batch)
         wrong = compared.mismatched
         doubtful = torch.stack(list(wrong.values())).any(0).nonzero()[:, 0]
-        near = torch.zeros(len(part), dtype=torch.bool)
-        if 0 < len(doubtful) <= max(MIN_TRIED, RARE * len(part)):
-            near[doubtful] = within_float32_noise(env, part.take(doubtful), generator)
-        tally.add(part, compared, ~near)
+        near = torch.zeros(len(batch), dtype=torch.bool)
+        if 0 < len(doubtful) <= max(MIN_TRIED, RARE * len(batch)):
+            near[doubtful] = within_float32_noise(env, batch.take(doubtful), generator)
+        tally.add(batch, compared, ~near)
         failing.append({name: value & ~near for name, value in wrong.items()})
         excused.append(near)
-    mismatched = {name: torch.cat([part[name] for part in failing]) for name in failing[0]}
+    mismatched = {name: torch.cat([batch[name] for batch in failing]) for name in failing[0]}
     num_mismatches, num_near = int(torch.stack(list(mismatched.values())).any(0).sum()), int(torch.cat(excused).sum())
     disagreement = tally.disagreement()
     diagnosis, reasons = None, []
@@ -234,7 +234,7 @@ class _Tally:
 
     def add(
         self,
-        part: Transitions,
+        steps: Transitions,
         compared: Comparison,
         counted: Tensor,
     ) -> None:
@@ -254,8 +254,8 @@ class _Tally:
                 quantile_999=0.0,
                 agent=self.spec.agents[entry // features] if with_agents else None,
                 feature=entry % features if features > 1 else None,
-                episode=int(part.episodes[row]),
-                step=int(part.steps[row]),
+                episode=int(steps.episodes[row]),
+                step=int(steps.steps[row]),
                 stored=float(compared.stored[name][row].flatten()[entry]),
                 computed=float(compared.computed[name][row].flatten()[entry]),
             )

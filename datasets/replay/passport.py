@@ -92,9 +92,11 @@ def _is_outcome(record: Any) -> bool:
     """Whether this is what `verify` writes of a replay."""
     if not isinstance(record, dict) or not isinstance(record.get("message"), str):
         return False
-    places = record.get("disagreement", {})
+    disagreement = record.get("disagreement", {})
     names = {field.name for field in fields(Disagreement)}
-    return isinstance(places, dict) and all(isinstance(one, dict) and set(one) == names for one in places.values())
+    return isinstance(disagreement, dict) and all(
+        isinstance(worst, dict) and set(worst) == names for worst in disagreement.values()
+    )
 
 
 def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -208,11 +210,11 @@ def _replay_lines(outcome: Mapping[str, Any]) -> list[str]:
     lines = _entry("replay", outcome["message"])
     if outcome.get("disagreement"):
         lines += [f"{'':14}{'disagreement':<16}{'largest':>10}{'99.9%':>10}  where the largest is"]
-    for name, one in outcome.get("disagreement", {}).items():
-        feature = None if one["feature"] is None else f"feature {one['feature']}"
-        place = [one["agent"], feature, f"episode {one['episode']}", f"step {one['step']}"]
-        where = ", ".join(part for part in place if part) if one["largest"] else "nowhere"
-        lines += [f"{'':14}{name:<16}{one['largest']:10.1e}{one['quantile_999']:10.1e}  {where}"]
+    for name, worst in outcome.get("disagreement", {}).items():
+        feature = None if worst["feature"] is None else f"feature {worst['feature']}"
+        place = [worst["agent"], feature, f"episode {worst['episode']}", f"step {worst['step']}"]
+        where = ", ".join(part for part in place if part) if worst["largest"] else "nowhere"
+        lines += [f"{'':14}{name:<16}{worst['largest']:10.1e}{worst['quantile_999']:10.1e}  {where}"]
     return lines
 
 

@@ -57,7 +57,7 @@ def build_dataset(
         raise AlreadyThere(f"{name} is in {folder} already; build it again with --force")
     if folder.exists():
         refuse_foreign(folder)
-    place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
+    new_folder = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
     with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
@@ -67,13 +67,13 @@ def build_dataset(
         def make_env(task_id: str, num_envs: int, device: torch.device) -> VectorEnv:
             return environment(_against(task_id, prey), num_envs, device)
 
-        native.build(name, place, make_env, episodes=episodes, seeds=seeds, progress=show)
-    if place != folder:
+        native.build(name, new_folder, make_env, episodes=episodes, seeds=seeds, progress=show)
+    if new_folder != folder:
         try:
-            replace_store(folder, place)
+            replace_store(folder, new_folder)
         except UserError:
-            if place.exists():
-                remove_store(place)
+            if new_folder.exists():
+                remove_store(new_folder)
             raise
     return _stamped(datasets.load(name), folder)
 
@@ -110,10 +110,11 @@ def fetch_datasets(
 
     stores, fetched = [], []
     for name in wanted:
-        with fetch.fetch_dataset(name, source=source, progress=bar) as found:
-            fetched.append(found)
-            here = prey or _prey_beside(catalog.parse(name).task_id, found.unpacked)
-            stores.append(import_dataset(found.file.layout, found.source, name, prey=here, provenance=found.provenance))
+        with fetch.fetch_dataset(name, source=source, progress=bar) as dataset:
+            fetched.append(dataset)
+            opponent = prey or _prey_beside(catalog.parse(name).task_id, dataset.unpacked)
+            layout, folder, provenance = dataset.file.layout, dataset.source, dataset.provenance
+            stores.append(import_dataset(layout, folder, name, prey=opponent, provenance=provenance))
     fetch.clean_up(fetched, keep_archive=keep_archive)
     return stores
 
@@ -122,10 +123,10 @@ def _prey_beside(task_id: str, unpacked: Path) -> str | None:
     """Name of the prey that an archive of tag or world carries, once it is kept; None where it carries none."""
     if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
         return None
-    found = sorted(unpacked.rglob(opponents.PUBLISHED_FILE))
-    if len(found) > 1:
-        raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(found)}")
-    return opponents.add(task_id, found[0]).name if found else None
+    files = sorted(unpacked.rglob(opponents.PUBLISHED_FILE))
+    if len(files) > 1:
+        raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(files)}")
+    return opponents.add(task_id, files[0]).name if files else None
 
 
 def import_dataset(

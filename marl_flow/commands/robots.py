@@ -17,15 +17,15 @@ def shared_robot(task_id: str) -> SharedRobot | None:
     """How the agents of a task share a robot; None for tasks without one."""
     if task_id not in PARTITIONS:
         return None
-    kind = PARTITIONS[task_id]
-    ant = kind.robot == ANT
+    partition = PARTITIONS[task_id]
+    ant = partition.robot == ANT
     return SharedRobot(
         task=task_spec(task_id),
-        num_positions=kind.robot.num_positions,
-        num_velocities=kind.robot.num_velocities,
-        num_actuators=sum(len(own) for own in kind.actuators),
+        num_positions=partition.robot.num_positions,
+        num_velocities=partition.robot.num_velocities,
+        num_actuators=sum(len(own) for own in partition.actuators),
         unseen=2 if ant else 1,
         recorded_as=SAME_REWARDS[ant],
-        observe=kind.observe,
-        divide=kind.divide,
+        observe=partition.observe,
+        divide=partition.divide,
     )
