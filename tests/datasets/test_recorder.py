@@ -15,8 +15,10 @@ from marl_flow.datasets import Recorder
 from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay import passport
 from marl_flow.envs.checks import check_vector_env
+from marl_flow.envs.pettingzoo import ParallelVectorEnv, to_parallel_env
 from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep, UserError, VectorEnv
 from marl_flow.policies import UniformPolicy
+from marl_flow.rollout import rollout
 
 MINE = "user/mpe/simple_spread/mine-v1"
 
@@ -204,3 +206,17 @@ def test_masks_states_and_tasks_with_longer_names_are_recorded(tmp_path: Path) -
     with pytest.raises(UserError, match=r"one of the legal choices \[1\], found 0 at episode 1, step 1, a"):
         for _ in range(2):
             env.step(torch.tensor([[0, 1]]))
+
+
+def test_a_pettingzoo_environment_is_recorded(tmp_path: Path) -> None:
+    """Catches a recorder that only our own environments get along with."""
+    env = Recorder(
+        ParallelVectorEnv(
+            lambda: to_parallel_env("mpe/simple_spread"), 2, task_id="farm/spread", max_steps=25, team_reward="mean"
+        )
+    )
+    policy = UniformPolicy(env.spec.action)
+    policy.reset(2, seeding.generator(0, "test"))
+    rollout(env, policy, [3, 4])
+    store = env.save("user/farm/spread/mine-v1", root=tmp_path)
+    assert store.lengths.tolist() == [25, 25] and store.spec == env.spec and not store.terminated.any()
