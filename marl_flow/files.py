@@ -43,8 +43,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f"{path.name}.writing-{secrets.token_hex(4)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    file = os.fdopen(os.open(temporary, flags, 0o666), "wb")
     try:
-        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

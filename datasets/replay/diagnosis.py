@@ -93,9 +93,7 @@ def _shifted_feature(env: Env, store: EpisodeStore, steps: Transitions) -> str |
     shifted = compare(env, few.repeat(len(places)).with_frames(shifts.add)).residual
     responses = (shifted.view(len(places), len(few), -1).median(1).values - typical) / width
     sizes = responses.square().sum(1).clamp(min=1e-6)
-    explained = (responses @ typical).square() / sizes
-    explained[:size] *= 1.0 + 1e-6  # where both explain it alike, every agent rather than one
-    best, by = int(explained.argmax()), 0.0
+    best, by = int(((responses @ typical).square() / sizes).argmax()), 0.0
     for _ in range(4):  # the response is not quite linear: speeds are limited, bodies touch
         rest = compare(env, few.with_frames((-by * places[best]).add)).residual.median(0).values
         by += float(responses[best] @ rest / sizes[best])

@@ -39,6 +39,18 @@ def test_a_link_is_replaced_and_its_target_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "link").is_symlink()
 
 
+def test_a_temporary_file_that_is_there_already_is_never_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a file outside the folder that is overwritten through a link somebody put at the temporary name."""
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0a1b2c3d")
+    (tmp_path / "target").write_bytes(b"mine")
+    (tmp_path / "file.writing-0a1b2c3d").symlink_to(tmp_path / "target")
+    with pytest.raises(FileExistsError):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "target").read_bytes() == b"mine" and (tmp_path / "file.writing-0a1b2c3d").is_symlink()
+
+
 def test_written_files_have_the_users_permissions(tmp_path: Path) -> None:
     """Catches files that nobody else in the group can read, or that everybody can write."""
     before = os.umask(0o027)
@@ -123,7 +135,7 @@ def test_other_faults_of_a_lock_are_told(tmp_path: Path, monkeypatch: pytest.Mon
         pass
 
 
-@pytest.mark.parametrize("shape", ["(-1, 2)", "(True, 2)", "(99999999999999999999,)", "()", "3", "("])
+@pytest.mark.parametrize("shape", ["(-1, 2)", "(-1, -2)", "(True, 2)", "(99999999999999999999,)", "()", "3", "("])
 def test_npy_headers_that_lie_are_refused(shape: str, tmp_path: Path) -> None:
     """Catches an array mapped past the end of its file, and a traceback of the parser's."""
     body = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"

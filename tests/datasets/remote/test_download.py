@@ -366,6 +366,14 @@ def test_only_what_a_hash_will_tell_is_continued(site: Site, tmp_path: Path) -> 
         assert site.ranges() == ranges
 
 
+def test_what_cannot_be_continued_does_not_count_as_progress(site: Site, tmp_path: Path) -> None:
+    """Catches giving up because an old part, which is not used, is longer than what has come."""
+    (tmp_path / "spread.zip.part").write_bytes(bytes(len(BODY) - 1))
+    site.answers = [honest(cut=1000 * count) for count in range(1, 8)]
+    fetch(unknown(site.url()), tmp_path, retry=Waits().policy())
+    check_arrived(tmp_path)
+
+
 def test_corrupt_bytes_are_refused_by_the_hash(site: Site, tmp_path: Path) -> None:
     """Catches a file of the right size and wrong content, and keeping it to continue from."""
     site.answers = [honest(corrupt_at=1234)]

@@ -553,6 +553,18 @@ def test_choices_masks_states_and_ends_are_compared() -> None:
         assert not changed.fits and named in changed.message, changed.message
 
 
+def test_a_constant_is_told_where_rewards_do_not_vary() -> None:
+    """Catches rewards of 3 explained as 0 x those computed, which are all zero."""
+
+    class Still(Climber):
+        def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+            return torch.zeros(observations.shape[:2], dtype=torch.int64)
+
+    store = collect_batch(Ladder(8), Still(), range(8), torch.Generator(), dataset_id="toy")
+    found = replay(with_rewards(lambda r: r + 3.0)(store), Ladder, transitions=None)
+    assert found.diagnosis == "rewards: stored = computed +3"
+
+
 # Any numbers at all
 
 
