@@ -105,7 +105,7 @@ def _pieces(
         yield joined(batch)
 
 
-def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: bool) -> dict[str, np.ndarray]:
+def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: bool) -> dict[str, Any]:
     """The arrays of a store that holds one episode; their shapes are still to be checked."""
     missing = [name for name in REQUIRED if name not in episode]
     unknown = [name for name in episode if name not in (*REQUIRED, *OPTIONAL)]
@@ -115,7 +115,7 @@ def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: b
             f"{', '.join(map(str, episode))}"
         )
     given = {name: np.asarray(value) for name, value in episode.items() if value is not None}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, array in given.items():
         allowed, dtype = {
             "actions": ("iu", "int64") if spec.action.is_discrete else ("fiu", "float32"),
@@ -144,7 +144,7 @@ def joined(stores: list[EpisodeStore]) -> EpisodeStore:
     """The episodes of several stores of one task and layout, in order."""
     if len(stores) == 1:
         return stores[0]
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([getattr(store, name) for store in stores])
         for name, _ in stores[0].arrays()
         if name != "offsets"

@@ -257,11 +257,11 @@ def write(store: EpisodeStore, path: Path, target: Path) -> None:
                 flags = np.zeros(piece.num_steps, dtype=bool)
                 flags[run.last_rows] = ended
                 put(name, start, flags, per_agent=False)
-            for name, path in _FRAMES.items():
+            for name, array_path in _FRAMES.items():
                 if getattr(piece, name) is None:
                     continue
                 current = step_frames(piece, name)
-                put(path, start, current, per_agent=name != "state")
+                put(array_path, start, current, per_agent=name != "state")
                 if store.has_final_observation:
                     following = np.concatenate([current[1:], current[:1]])
                     following[run.last_rows] = final_frames(piece, name)
