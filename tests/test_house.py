@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies", "tensors"}
+BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies", "tensors", "rollout", "files"}
 CORE = BOTTOM | {"algorithm"}
 COFLOW = {
     "config": CORE,
@@ -38,6 +38,8 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "config": {"interfaces"},
     "normalize": {"interfaces", "config"},
     "tensors": set(),
+    "rollout": {"interfaces"},
+    "files": {"interfaces"},
     "run_folder": BOTTOM,
     "module_state": set(),
     "policies": {"interfaces"},

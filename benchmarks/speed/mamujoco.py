@@ -21,7 +21,6 @@ import torch
 
 from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
 from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
-from marl_flow.benchmarks.speed.mpe import one_thread
 from marl_flow.commands import train as making
 from marl_flow.commands.data import training_data
 from marl_flow.datasets import native
@@ -47,7 +46,7 @@ def rows() -> Iterator[dict[str, Any]]:
     """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
     share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first; in
     the end an evaluation."""
-    with one_thread():
+    with seeding.one_thread():
         for task_id, scenario, partition in (
             ("mamujoco/2ant", "Ant", "2x4"),
             ("mamujoco/2halfcheetah", "HalfCheetah", "2x3"),

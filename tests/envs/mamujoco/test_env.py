@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from marl_flow import envs
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.specs import known_spec
 from marl_flow.envs.checks import check_vector_env
@@ -280,7 +280,9 @@ def test_a_cheetahs_moment_can_be_restored() -> None:
 def test_a_cheetahs_data_fit_their_environment() -> None:
     """Catches an environment that refuses, by the suite's own replay, the data just collected in it."""
     env = envs.make(CHEETAH, 3)
-    store = rollout(env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine")
+    store = collect_batch(
+        env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine"
+    )
     outcome = replay(store, lambda rows: envs.make(CHEETAH, rows, dtype=torch.float64), transitions=512)
     assert outcome.fits, outcome.message
 
