@@ -17,7 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies", "tensors", "rollout", "files"}
+BOTTOM = {
+    "interfaces",
+    "config",
+    "seeding",
+    "normalize",
+    "module_state",
+    "policies",
+    "tensors",
+    "rollout",
+    "files",
+    "tasks",
+}
 CORE = BOTTOM | {"algorithm"}
 COFLOW = {
     "config": CORE,
@@ -36,6 +47,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "interfaces": set(),
     "seeding": set(),
     "config": {"interfaces"},
+    "tasks": {"interfaces", "config"},
     "normalize": {"interfaces", "config"},
     "tensors": set(),
     "rollout": {"interfaces"},
@@ -56,9 +68,10 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "__main__": EVERYTHING,
     "commands": EVERYTHING,
     "envs": BOTTOM | {"envs"},
-    "envs/mpe": BOTTOM | {"envs/mpe"},
-    "envs/smac": BOTTOM | {"envs/smac"},
-    "envs/mamujoco": BOTTOM | {"envs/mamujoco", "envs/pettingzoo", "envs/process_pool"},
+    "envs/base": BOTTOM,
+    "envs/mpe": BOTTOM | {"envs/base", "envs/mpe"},
+    "envs/smac": BOTTOM | {"envs/base", "envs/smac"},
+    "envs/mamujoco": BOTTOM | {"envs/base", "envs/mamujoco", "envs/pettingzoo"},
     "datasets": BOTTOM | {"datasets"},
     "baselines": CORE | {"baselines/networks"},
     "benchmarks": EVERYTHING,

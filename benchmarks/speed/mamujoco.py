@@ -193,25 +193,25 @@ def observation_share(env: RobotEnv) -> float:
         yield
         spent += time.perf_counter() - start
 
-    look, tell = env._look, env._time_step
+    observe, emit = env._observe, env._time_step
 
-    def timed_look(rows: np.ndarray) -> None:
+    def timed_observe(rows: np.ndarray) -> None:
         with timed():
-            look(rows)
+            observe(rows)
 
-    def timed_tell(rewards: np.ndarray) -> TimeStep:
+    def timed_emit(rewards: np.ndarray) -> TimeStep:
         with timed():
-            return tell(rewards)
+            return emit(rewards)
 
     run = our_run(env)
-    env._look, env._time_step = timed_look, timed_tell  # type: ignore[method-assign]
+    env._observe, env._time_step = timed_observe, timed_emit  # type: ignore[method-assign]
     try:
         start = time.perf_counter()
         for _ in range(REPEATS):
             run()
         return 100.0 * spent / (time.perf_counter() - start)
     finally:
-        del env._look, env._time_step
+        del env._observe, env._time_step
 
 
 def engine_runs(model_name: str) -> dict[str, Run]:

@@ -150,7 +150,7 @@ def lite_run(name: str) -> Run:
             battle = MapInfo.from_file(str(path))
     with contextlib.redirect_stdout(io.StringIO()):  # it says which collision code it found
         env = SMACliteEnv(map_info=battle, seed=0)
-    limit = find_map(name).limit
+    limit = find_map(name).battle.max_steps
     source = np.random.default_rng(seeding.derive_seed(0, "bench_smac", "lite actions"))
 
     def run() -> tuple[int, float, float]:

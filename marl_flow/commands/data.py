@@ -250,7 +250,7 @@ def require_replay(store: EpisodeStore) -> None:
 
 
 def _can_replay(spec: TaskSpec) -> bool:
-    return spec.task_id in envs.TASKS and isinstance(environment(spec, 1), Restorable | TransitionChecker)
+    return envs.knows(spec.task_id) and isinstance(environment(spec, 1), Restorable | TransitionChecker)
 
 
 def replayed_in(spec: TaskSpec, num_envs: int) -> Restorable | TransitionChecker:

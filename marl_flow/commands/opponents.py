@@ -14,7 +14,7 @@ import torch
 from marl_flow import envs
 from marl_flow.datasets import catalog
 from marl_flow.envs.mpe.prey import NATIVE, FleeingPrey, NetworkPrey
-from marl_flow.envs.mpe.scenarios import scenario
+from marl_flow.envs.mpe.scenarios import find_scenario
 from marl_flow.files import atomic_file
 from marl_flow.interfaces import Policy, TaskSpec, UserError, VectorEnv
 
@@ -31,10 +31,10 @@ def environment(
 
 def opponent(task_id: str, name: str | None, device: torch.device | str = "cpu") -> Policy | None:
     """The opponent of that name in a task; None for tasks without one, and where the environment brings its own."""
-    if name is None or name == NATIVE:
+    if name is None or name == NATIVE or task_id not in envs.TASKS:
         return None
     if name == FleeingPrey.name:
-        kind = scenario(task_id)
+        kind = find_scenario(task_id)
         landmarks = kind.num_entities - kind.num_agents
         return FleeingPrey(num_obstacles=len(kind.indices("obstacle")), num_landmarks=landmarks, device=device)
     path = file_of(task_id, name)

@@ -217,7 +217,7 @@ def test_a_breakdown_ends_the_episode_with_its_reason(task_id: str, harm, reason
                 assert torch.equal(step.observations[row], expected.observations[row]), index
                 assert torch.equal(step.rewards[row], expected.rewards[row])
     assert env.failures[0] is None and env.failures[1].startswith(reason) and env.failures[2] is None
-    assert len(caplog.messages) == 1 and f"{task_id}: MuJoCo broke down in row 1" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and f"{task_id}: MuJoCo failed in row 1" in caplog.messages[0]
     assert not env.reset([5, 6, 7]).finished.any() and env.failures == (None, None, None)
 
 
