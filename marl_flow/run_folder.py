@@ -38,6 +38,11 @@ MAY_CHANGE = frozenset(
 _TEMPORARY = ".writing"
 
 
+def checkpoint_path(run_folder: Path, update: int) -> Path:
+    """The file of the checkpoint after that many updates."""
+    return run_folder / CHECKPOINTS / f"update_{update:08d}.safetensors"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What a run is: enough to repeat it. Dictionaries hold the JSON forms of the dataclasses they are named after."""
@@ -53,7 +58,7 @@ class RunRecord:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Makes the run folder this process's own inside the block; the kernel releases it however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +84,7 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def check(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
+def read_config(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
     """The content of config.json, which must describe the same run; None in a folder that holds no run yet."""
     path = run_folder / CONFIG
     if path.exists():
@@ -99,10 +104,10 @@ def check(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
     return None
 
 
-def claim(run_folder: Path, run: RunRecord) -> None:
+def write_config(run_folder: Path, run: RunRecord) -> None:
     """Makes config.json say what the folder holds: this run, as last asked for, and what made its first update."""
-    stored = check(run_folder, run)
-    record = {"run": json.loads(json.dumps(asdict(run))), "made_with": made_with()}
+    stored = read_config(run_folder, run)
+    record = {"run": json.loads(json.dumps(asdict(run))), "made_with": environment_info()}
     if stored is not None:
         record = stored | {"run": record["run"]}
     if record != stored:
@@ -111,7 +116,7 @@ def claim(run_folder: Path, run: RunRecord) -> None:
 
 def warn_of_other_threads(run_folder: Path, run: RunRecord) -> None:
     """Logs it when this process computes on another number of threads than the one that began the run."""
-    made = (check(run_folder, run) or {}).get("made_with")
+    made = (read_config(run_folder, run) or {}).get("made_with")
     before, now = made.get("threads") if isinstance(made, Mapping) else None, torch.get_num_threads()
     if before not in (None, now):
         log.warning(
@@ -148,7 +153,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def made_with() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Versions, and the commit when the package runs from a git checkout."""
     here = Path(__file__).resolve().parent
     commit = None

@@ -27,12 +27,12 @@ from marl_flow.interfaces import Algorithm, Batch, Metrics, TaskSpec, UserError,
 from marl_flow.normalize import Normalizers
 from marl_flow.run_folder import (
     RunRecord,
-    check,
-    claim,
-    hold,
+    lock,
+    read_config,
     remove_unfinished,
     require_same_run,
     warn_of_other_threads,
+    write_config,
 )
 from marl_flow.run_log import MetricsLog
 
@@ -157,11 +157,11 @@ def train(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
-    with hold(run_folder):
-        check(run_folder, run)
+    with lock(run_folder):
+        read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)
         try:  # from here on the folder is written into
-            claim(run_folder, run)
+            write_config(run_folder, run)
             remove_unfinished(run_folder)
             checkpoints.set_aside_after(run_folder, loop.update)
             with _signals() as asked:

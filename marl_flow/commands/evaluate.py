@@ -21,7 +21,7 @@ from marl_flow.config import digest
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
 from marl_flow.interfaces import EXECUTIONS, ActingConfig, Algorithm, EvaluationResult, Execution, UserError
-from marl_flow.run_folder import CONFIG, made_with
+from marl_flow.run_folder import CONFIG, environment_info
 from marl_flow.run_log import BlockLog
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def evaluate(run: Path, asked: EvalConfig, *, gif: bool = False, again: bool = F
     protocol = protocol_of(header, is_file=run.is_file())
     requests = requests_of(algorithm, header, asked)
     place, model = evaluation.machine(algorithm)
-    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, made_with())
+    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, environment_info())
     done = set() if again else {_key(result) for result in run_log.read_results(folder)}
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
@@ -148,7 +148,7 @@ def target_return(text: str, algorithm: Algorithm, header: Header, execution: Ex
     """
     identity = catalog.parse(header.run.dataset_id)
     rule = (
-        suite.cell(suite.published_name(identity.task_id, identity.quality), execution).target_rule
+        suite.paper_config(suite.published_name(identity.task_id, identity.quality), execution).target_rule
         if text == "paper"
         else text
     )
