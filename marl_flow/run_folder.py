@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from marl_flow.interfaces import UserError
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+RETURN_PERCENTILES = "return_percentiles"
+"""Key of the return quantiles in config.json, beside `run`: they say nothing of which run it is."""
 LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = re.compile(r"update_(\d{8,})\.safetensors")
@@ -104,14 +106,34 @@ def read_config(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
     return None
 
 
-def write_config(run_folder: Path, run: RunRecord) -> None:
-    """Makes config.json say what the folder holds: this run, as last asked for, and what made its first update."""
+def write_config(run_folder: Path, run: RunRecord, return_percentiles: Callable[[], Sequence[float]]) -> None:
+    """Makes config.json say what the folder holds: this run, with its latest length, and what made its first update.
+
+    return_percentiles: called where the file has none yet, for the quantiles 0, 0.01, ..., 1 of the discounted returns
+    of the data's episodes. They let a return-conditioned run act without its dataset.
+    """
     stored = read_config(run_folder, run)
     record = {"run": json.loads(json.dumps(asdict(run))), "made_with": environment_info()}
     if stored is not None:
         record = stored | {"run": record["run"]}
+    if RETURN_PERCENTILES not in record:
+        record[RETURN_PERCENTILES] = list(return_percentiles())
     if record != stored:
         write_atomically(run_folder / CONFIG, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def stored_percentiles(run_folder: Path) -> list[float] | None:
+    """The 101 return quantiles in config.json; None where the file is absent or was written before they were kept."""
+    path = run_folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")).get(RETURN_PERCENTILES)
+        if values is not None and (len(values) != 101 or not all(isinstance(value, float) for value in values)):
+            raise ValueError(f"{RETURN_PERCENTILES} that are not 101 numbers")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: expected the record of a run, found {error}; restore the file") from error
+    return values
 
 
 def warn_of_other_threads(run_folder: Path, run: RunRecord) -> None:

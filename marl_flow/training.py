@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,6 +97,8 @@ class TrainingData:
     spec: TaskSpec
     fit_normalizers: Callable[[str, float], Normalizers]
     """(kind, discount of the returns-to-go) -> normalisers fitted on the data."""
+    return_percentiles: Callable[[float], Sequence[float]]
+    """Discount -> the 0, 1, ..., 100 % quantiles over episodes of the discounted return, for the run's config.json."""
     make_sampler: Callable[[WindowSpec, torch.device], Sampler]
 
 
@@ -161,7 +163,7 @@ def train(
         read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)
         try:  # from here on the folder is written into
-            write_config(run_folder, run)
+            write_config(run_folder, run, lambda: data.return_percentiles(loop.window.discount))
             remove_unfinished(run_folder)
             checkpoints.set_aside_after(run_folder, loop.update)
             with _signals() as asked:
