@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from marl_flow import baselines, checkpoint, evaluation, run_log, seeding, training
+from marl_flow.algorithm import Algorithm
 from marl_flow.checkpoint import Header
 from marl_flow.commands.opponents import environment
 from marl_flow.commands.targets import target_return
 from marl_flow.config import digest
-from marl_flow.interfaces import EXECUTIONS, ActingConfig, Algorithm, EvaluationResult, Execution, UserError
+from marl_flow.interfaces import EXECUTIONS, ActingConfig, EvaluationResult, Execution, UserError
 from marl_flow.run_folder import CONFIG, environment_info
 from marl_flow.run_log import BlockLog
 

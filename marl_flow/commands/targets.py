@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 from marl_flow import datasets
+from marl_flow.algorithm import Algorithm
 from marl_flow.benchmarks import suite
 from marl_flow.checkpoint import Header
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
-from marl_flow.interfaces import Algorithm, Execution, UserError
+from marl_flow.interfaces import Execution, UserError
 from marl_flow.run_folder import stored_percentiles
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"

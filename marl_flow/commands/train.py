@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import textwrap
@@ -112,11 +113,8 @@ def boolean_settings(words: Sequence[str]) -> set[str]:
     """Names of the settings that are true or false: of training, and of every algorithm that `words` name."""
     configs: list[type] = [TrainConfig]
     for word in words:
-        if word in baselines.NAMES or ":" in word:
-            try:
-                configs.append(type(next(iter(baselines.get(word).presets.values()))))
-            except UserError:
-                continue  # reported where the algorithm is looked up
+        with contextlib.suppress(UserError):  # not an algorithm; a wrong one is reported where it is looked up
+            configs.append(type(next(iter(baselines.get(word).presets.values()))))
     return {name for config in configs for name, hint in typing.get_type_hints(config).items() if hint is bool}
 
 
