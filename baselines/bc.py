@@ -83,7 +83,7 @@ class BehaviourCloning(Algorithm):
         if self.config.agent_id:
             index = torch.eye(self.spec.num_agents, device=x.device).expand(x.shape[0], -1, -1)
             x = torch.cat([x, index], dim=-1)
-        output = self.network(x)
+        output: Tensor = self.network(x)
         return output if self.spec.action.is_discrete else output.tanh()
 
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:

@@ -105,7 +105,8 @@ class MATD3BC(Algorithm):
 
     def act_in_unit_box(self, actor: nn.Module, observations: Tensor) -> Tensor:
         """Actions [B, N, A] in [-1, 1] for normalised observations [B, N, O]."""
-        return actor(observations.transpose(0, 1)).transpose(0, 1).float().tanh()
+        output: Tensor = actor(observations.transpose(0, 1))  # one network per agent: [N, B, O] -> [N, B, A]
+        return output.transpose(0, 1).float().tanh()
 
     def values(self, critic: nn.Module, observations: Tensor, actions: Tensor, twins: int) -> Tensor:
         """Raw values [twins, B, N] of normalised observations [B, N, O] and actions [B, N, A] in [-1, 1]."""

@@ -22,7 +22,8 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
-        return self.layers[-1](x)
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 class StackedLinear(nn.Module):
@@ -59,7 +60,8 @@ class StackedPerceptron(nn.Module):
             if self.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:])
             x = functional.relu(x)
-        return self.layers[-1](x)
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 @torch.no_grad()
