@@ -78,7 +78,7 @@ def evaluation_seconds() -> float:
     that never falls. How well it was trained changes nothing, so it hardly was."""
     with tempfile.TemporaryDirectory() as place:
         store = native.build("mamujoco/2halfcheetah/poor", Path(place) / "data", envs.make, episodes=10)
-        planned = making.plan(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
+        planned = making.make_run(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
         kind, data = baselines.get(planned.algorithm), training_data(store)
         trained = training.train(
             Path(place) / "run", kind, planned.config, planned.training, data, preset=planned.preset
