@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from marl_flow.benchmarks import report, suite
+from marl_flow.benchmarks.speed import __main__ as speed
 from marl_flow.benchmarks.studies import native_vs_published
 from marl_flow.benchmarks.tables import __main__ as command
 from marl_flow.benchmarks.tables import definitions, folders
@@ -19,7 +21,7 @@ from marl_flow.benchmarks.tables.definitions import TABLES, Table
 from marl_flow.benchmarks.tables.folders import RESULTS, read_about, read_rows
 from marl_flow.benchmarks.tables.pages import pages, places, update
 from marl_flow.benchmarks.tables.render import readable, rendered
-from marl_flow.interfaces import UserError
+from marl_flow.interfaces import EvaluationResult, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 END = "<!-- /table -->"
@@ -157,41 +159,69 @@ def test_numbers_are_written_as_they_are_meant() -> None:
     assert text.format(**readable(row)) == "96 4.4 M 71,100 0.21 - <1 74"
 
 
-def campaign_report(root: Path, **changes: str) -> Path:
-    """A report's folder, with results.csv as `marl-flow report` writes it."""
-    folder = root / "report"
-    folder.mkdir()
-    with (ROOT / RESULTS / TABLES["quickstart"].source / "results.csv").open() as stream:
-        rows = [row | changes for row in csv.DictReader(stream)]
-    (folder / "results.csv").write_text(report.csv_text(rows), encoding="utf-8")
-    return folder
+def fresh_report(root: Path) -> Path:
+    """A report's folder, written by the report itself from a run of two methods."""
+    plain = EvaluationResult(
+        task_id="mpe/simple_spread",
+        opponent=None,
+        dataset_id="native/mpe/simple_spread/expert-v1",
+        dataset_digest="d" * 64,
+        algorithm="bc",
+        preset="default",
+        config_digest="0123456789abcdef",
+        training_seed=0,
+        update=10,
+        protocol="last checkpoint",
+        execution="decentralized",
+        num_sampling_steps=None,
+        target_return=None,
+        target_rule="none",
+        seeds=(11, 12),
+        team_returns=(516.8, 516.8),
+        agent_returns=((516.8,) * 3,) * 2,
+        lengths=(25, 25),
+        network_passes=1,
+        latency_ms_p50=0.5,
+        latency_ms_p95=0.75,
+        device="cpu",
+        model="a machine",
+        won=None,
+    )
+    coflow = {"algorithm": "coflow", "execution": "centralized", "num_sampling_steps": 2, "target_return": 500.0}
+    planned = dataclasses.replace(plain, **coflow, target_rule="quantile:0.9", team_returns=(159.8, 159.8))
+    (root / "run").mkdir()
+    lines = [json.dumps(dataclasses.asdict(result)) + "\n" for result in (plain, planned)]
+    (root / "run" / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    path, _ = report.write([root / "run"], root / "report")
+    return path.parent
 
 
 def test_a_report_becomes_a_results_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches results copied in part, a protocol or machine that is not the results', and a folder no table can use."""
-    folder = campaign_report(tree, episodes="7", model="a machine")
-    command = ["--command", "marl-flow campaign mpe", "--commit", "0123456789", "--date", "2030-01-02"]
-    assert command.main(["--root", str(tree), "add", "later", str(folder), *command]) == 0
+    """Catches results copied in part, a protocol or machine that is not theirs, and a column that reports lack."""
+    folder = fresh_report(tree)
+    options = ["--command", "marl-flow campaign mpe", "--commit", "0123456789", "--date", "2030-01-02"]
+    assert command.main(["--root", str(tree), "add", "later", str(folder), *options]) == 0
     made = tree / RESULTS / "later" / "2030-01-02-0123456"
+    assert {path.name for path in made.iterdir()} == {"results.csv", "published.csv", "about.json"}
     assert (made / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
     about = read_about(made)
     assert (about.command, about.commit, about.date) == ("marl-flow campaign mpe", "0123456", "2030-01-02")
-    assert (about.machine, about.protocol["episodes"], about.transcribed) == ("a machine", "7", None)
+    assert (about.machine, about.protocol["episodes"], about.transcribed) == ("a machine", "2", None)
     assert about.protocol["target_rule"] == "none; quantile:0.9" and about.software["torch"]
-    monkeypatch.setitem(TABLES, "later", Table(source=f"later/{made.name}", columns=definitions.QUICKSTART))
-    (tree / "docs" / "page.md").write_text(f"<!-- table: later -->\n{END}\n", encoding="utf-8")
-    assert command.main(["--root", str(tree)]) == 0
-    shown, known = (tree / "docs" / "page.md").read_text(), page_of(tree, "quickstart").read_text()
-    row = next(line for line in known.split("\n") if line.startswith("| MA-TD3+BC"))
-    assert row in shown
-    assert "[later/2030-01-02-0123456]" in page_of(tree, "results").read_text()
+    monkeypatch.setitem(TABLES, "later", Table(source=f"later/{made.name}", columns=definitions.QUICKSTART, left=2))
+    monkeypatch.setitem(TABLES, "grid", dataclasses.replace(TABLES["mpe"], source=f"later/{made.name}", where={}))
+    shown = rendered("later", tree, tree / "README.md")
+    assert "| BC | D | - | 516.8 [516.8, 516.8] | 100.0 [100.0, 100.0] | 1 | 0.50 |" in shown
+    assert "| CoFlow | C | 2 | 159.8 [159.8, 159.8] | 0.0 [0.0, 0.0] | 1 | 0.50 |" in shown
+    assert "| Dataset | Seeds | BC | CoFlow-C k=2 |" in rendered("grid", tree, tree / "README.md")
+    assert "[later/2030-01-02-0123456]" in rendered("results", tree, tree / "README.md")
     with pytest.raises(UserError, match="already exists"):
-        command.main(["--root", str(tree), "add", "later", str(folder), *command])
+        command.main(["--root", str(tree), "add", "later", str(folder), *options])
 
 
 def test_what_is_not_added(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches results of uncommitted code, an unknown machine or no file, and a folder made before they are refused."""
-    folder = campaign_report(tree)
+    folder = fresh_report(tree)
     for commit in (None, "0123-dirty"):
         monkeypatch.setattr(folders, "made_with", lambda commit=commit: {"commit": commit})
         with pytest.raises(UserError, match="expected a clean git checkout"):
@@ -204,7 +234,8 @@ def test_what_is_not_added(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "results.csv").write_text("value\n1\n", encoding="utf-8")
     with pytest.raises(UserError, match="--machine"):
         folders.add(tree, "later", folder, command="c", commit="0123")
-    (folder / "results.csv").unlink()
+    for path in folder.glob("*.csv"):
+        path.unlink()
     with pytest.raises(UserError, match="expected the CSV files of a report, found none"):
         folders.add(tree, "later", folder, command="c", commit="0123")
     assert not (tree / RESULTS / "later").exists()
@@ -238,3 +269,15 @@ def test_dataset_tables_have_every_recipe_and_the_published_means(suite_name: st
         assert float(row["difference"]) == pytest.approx(
             float(row["return_mean"]) - float(row["published_mean"]), abs=0.01
         )
+
+
+def test_a_measured_speed_is_written_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a column of the speed table that the benchmark does not write."""
+    rows = [{"name": "windows", "value": 4.4e6, "unit": "frames/s", "target": None}]
+    monkeypatch.setattr(speed, "SECTIONS", {"windows": lambda: rows})
+    assert speed.main(["windows", "--out", str(tmp_path / "speed")]) == 0
+    (row,) = read_rows(tmp_path / "speed" / "results.csv")
+    assert row == {"name": "windows", "value": "4.4e+06", "unit": "frames/s", "target": ""}
+    assert list(row) == list(read_rows(ROOT / RESULTS / TABLES["speed"].source / "results.csv")[0])
+    with pytest.raises(UserError, match="unknown section 'window'"):
+        speed.main(["window"])
