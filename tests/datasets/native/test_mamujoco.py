@@ -27,7 +27,7 @@ from marl_flow.datasets.replay.check import replay
 from marl_flow.envs.mamujoco.tasks import PARTITIONS, partition
 from marl_flow.interfaces import ActionSpec, UserError
 
-DATASETS = tuple(f"mamujoco/{task}/{quality}" for task in PARTITIONS for quality in ("good", "medium", "poor"))
+DATASETS = tuple(f"{task}/{quality}" for task in PARTITIONS for quality in ("good", "medium", "poor"))
 EPISODES = os.environ.get("MAMUJOCO_TEST_EPISODES", "24")
 SMALL = RobotConfig(robots=8, steps=64, iterations=4, keep_every=2, measure_episodes=2, epochs=2, minibatch=128)
 
