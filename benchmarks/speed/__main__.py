@@ -1,10 +1,13 @@
 """Measures what the suite promises about its speed and prints one table.
 
-python -m marl_flow.benchmarks.speed [mpe] [mamujoco] [smac] [windows] [training]
+python -m marl_flow.benchmarks.speed [mpe] [mamujoco] [smac] [windows] [training] [--out FOLDER]
+
+With --out the rows are also written into FOLDER/results.csv; `python -m marl_flow.benchmarks.tables add` publishes it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from marl_flow.benchmarks.report import csv_text
 from marl_flow.benchmarks.speed import mpe, windows
 from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
@@ -100,13 +104,22 @@ def line(row: Row) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the sections named (none: all) and prints their rows as they are measured."""
-    for name in arguments:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help="none: all")
+    parser.add_argument("--out", type=Path, help="folder for results.csv")
+    options = parser.parse_args(arguments)
+    for name in options.sections:
         if name not in SECTIONS:
             raise UserError(f"unknown section {name!r}; {nearest(name, SECTIONS)}")
-    for name in arguments or SECTIONS:
+    rows = []
+    for name in options.sections or SECTIONS:
         print(name, flush=True)
         for row in SECTIONS[name]():
             print("  " + line(row), flush=True)
+            rows.append(row)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "results.csv").write_text(csv_text(rows), encoding="utf-8")
     return 0
 
 
