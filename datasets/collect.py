@@ -10,7 +10,8 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.interfaces import Policy, TimeStep, VectorEnv
+from marl_flow.interfaces import Policy, TaskSpec, TimeStep, VectorEnv
+from marl_flow.rollout import rollout
 
 
 def collect(
@@ -31,41 +32,48 @@ def collect(
         episodes = range(first, first + env.num_envs)
         seeds = seeding.environment_seeds("collect", seed, env.num_envs, start=first)
         kept = min(env.num_envs, num_episodes - first)
-        yield rollout(env, policy_for(episodes), seeds, generator, dataset_id=dataset_id).select(slice(kept))
+        yield collect_batch(env, policy_for(episodes), seeds, generator, dataset_id=dataset_id).select(slice(kept))
 
 
-@torch.no_grad()
-def rollout(
+def collect_batch(
     env: VectorEnv, policy: Policy, seeds: Sequence[int], generator: torch.Generator, *, dataset_id: str
 ) -> EpisodeStore:
-    """One whole episode per seed, actions as the policy gave them; what a row shows after its end is cut off."""
-    step = env.reset(seeds)
+    """One whole episode per seed, actions as the policy gave them."""
+    recording = Recording(env.spec)
     policy.reset(len(seeds), generator)
-    frames = [step]
-    actions: list[Tensor] = []
-    rewards: list[Tensor] = []
-    lengths = torch.zeros(len(seeds), dtype=torch.int64, device=env.device)
-    while not step.finished.all():
-        assert len(actions) < env.spec.max_steps, f"{env.spec.task_id} went on after its limit of {env.spec.max_steps}"
-        lengths += ~step.finished
-        chosen = policy.act(step.observations, step.action_mask, step.rewards)
-        step = env.step(chosen)
-        frames.append(step)
-        actions.append(chosen)
-        rewards.append(step.rewards)
-    counts = lengths.cpu().numpy()
-    mask, state = step.action_mask is not None, step.state is not None
-    return EpisodeStore(
-        spec=env.spec,
-        dataset_id=dataset_id,
-        observations=_packed([frame.observations.float() for frame in frames], counts + 1),
-        actions=_packed([a.long() if env.spec.action.is_discrete else a.float() for a in actions], counts),
-        rewards=_packed([reward.float() for reward in rewards], counts),
-        offsets=np.concatenate([[0], np.cumsum(counts)]),
-        terminated=step.terminated.cpu().numpy(),
-        action_mask=_packed([_present(frame, "action_mask") for frame in frames], counts + 1) if mask else None,
-        state=_packed([_present(frame, "state").float() for frame in frames], counts + 1) if state else None,
-    )
+    rollout(env, policy, seeds, recording.observe)
+    return recording.store(dataset_id)
+
+
+class Recording:
+    """Frames and actions of one batch of episodes, as `rollout` shows them to an observer."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.spec = spec
+        self.frames: list[TimeStep] = []
+        self.actions: list[Tensor] = []
+
+    def observe(self, step: TimeStep, actions: Tensor | None) -> None:
+        self.frames.append(step)
+        if actions is not None:
+            self.actions.append(actions)
+
+    def store(self, dataset_id: str) -> EpisodeStore:
+        """The episodes in memory; what a row shows after its end is cut off."""
+        last, discrete = self.frames[-1], self.spec.action.is_discrete
+        counts = torch.stack([~frame.finished for frame in self.frames]).sum(0).cpu().numpy()
+        mask, state = last.action_mask is not None, last.state is not None
+        return EpisodeStore(
+            spec=self.spec,
+            dataset_id=dataset_id,
+            observations=_packed([frame.observations.float() for frame in self.frames], counts + 1),
+            actions=_packed([a.long() if discrete else a.float() for a in self.actions], counts),
+            rewards=_packed([frame.rewards.float() for frame in self.frames[1:]], counts),
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            terminated=last.terminated.cpu().numpy(),
+            action_mask=_packed([_present(f, "action_mask") for f in self.frames], counts + 1) if mask else None,
+            state=_packed([_present(f, "state").float() for f in self.frames], counts + 1) if state else None,
+        )
 
 
 def _present(frame: TimeStep, name: str) -> Tensor:

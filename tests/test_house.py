@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize"}
+BOTTOM = {"interfaces", "config", "seeding", "normalize", "rollout"}
 CORE = BOTTOM | {"checkpoint"}
 COFLOW = {
     "config": CORE | {"coflow/loss"},
@@ -37,6 +37,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "seeding": set(),
     "config": {"interfaces"},
     "normalize": {"interfaces", "config"},
+    "rollout": {"interfaces"},
     "run_folder": BOTTOM,
     "checkpoint": BOTTOM | {"run_folder"},
     "run_log": BOTTOM,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from marl_flow import envs, seeding
 from marl_flow.commands.data import training_data
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.check import Replay, draw_rows, replay
 from marl_flow.datasets.replay.transitions import TOLERANCES
 from marl_flow.datasets.store import EpisodeStore
@@ -86,7 +86,7 @@ def collected(task_id: str, prey: Policy | None, episodes: int = 120) -> Episode
     env = envs.make(task_id, episodes, opponent=prey)
     seeds = seeding.environment_seeds("collect", 3, episodes)
     name = f"native/{task_id}/expert-v1"
-    return rollout(env, Chase(task_id), seeds, torch.Generator().manual_seed(0), dataset_id=name)
+    return collect_batch(env, Chase(task_id), seeds, torch.Generator().manual_seed(0), dataset_id=name)
 
 
 @cache
@@ -514,7 +514,7 @@ class Climber:
 
 
 def climbed() -> EpisodeStore:
-    return rollout(Ladder(40), Climber(), range(40), torch.Generator().manual_seed(0), dataset_id="toy")
+    return collect_batch(Ladder(40), Climber(), range(40), torch.Generator().manual_seed(0), dataset_id="toy")
 
 
 def test_choices_masks_states_and_ends_are_compared() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from marl_flow import envs, seeding
 from marl_flow.datasets.behaviour import UniformPolicy
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.passport import card, render_card, show, verify
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import remove_store, replace_store, write_store
@@ -80,7 +80,9 @@ def store() -> EpisodeStore:
     """40 random episodes of spread, with a provenance as imports have."""
     env = envs.make("mpe/simple_spread", 40)
     seeds, source = seeding.environment_seeds("collect", 0, 40), torch.Generator().manual_seed(0)
-    found = rollout(env, UniformPolicy(env.spec.action), seeds, source, dataset_id="native/mpe/simple_spread/random-v1")
+    found = collect_batch(
+        env, UniformPolicy(env.spec.action), seeds, source, dataset_id="native/mpe/simple_spread/random-v1"
+    )
     strata = [{"seed": 0, "episodes": 15}, {"seed": 1, "episodes": 25}]
     return replace(found, provenance={"made_by": "a test", "strata": strata})
 

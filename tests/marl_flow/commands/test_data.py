@@ -16,7 +16,7 @@ from marl_flow import datasets, envs, seeding
 from marl_flow.commands import data, opponents
 from marl_flow.datasets import catalog, formats
 from marl_flow.datasets.behaviour import UniformPolicy
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.remote import sources
 from marl_flow.datasets.remote.fetch import unpacked_place
 from marl_flow.datasets.replay import passport as verify
@@ -46,7 +46,7 @@ def published_files(folder: Path, prey: NetworkPrey, episodes: int = 20) -> Epis
     """Random play against a prey, written to `folder` as OMAR wrote it; the same as a store."""
     env = envs.make(TAG, episodes, opponent=prey)
     seeds = seeding.environment_seeds("collect", 0, episodes)
-    store = rollout(env, UniformPolicy(env.spec.action), seeds, seeding.generator(0, "test"), dataset_id="test")
+    store = collect_batch(env, UniformPolicy(env.spec.action), seeds, seeding.generator(0, "test"), dataset_id="test")
     frames = np.arange(store.num_steps) + np.repeat(np.arange(episodes), 25)
     place = folder / "random" / "seed_0_data"
     place.mkdir(parents=True)
