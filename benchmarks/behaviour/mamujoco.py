@@ -39,7 +39,7 @@ from marl_flow.benchmarks.behaviour.mappo import (
 )
 from marl_flow.benchmarks.behaviour.snapshots import EvaluatedSnapshots, PolicyNetwork, policy_tensors, read_record
 from marl_flow.envs.mamujoco.env import RobotEnv, RobotState
-from marl_flow.envs.mamujoco.tasks import partition
+from marl_flow.envs.mamujoco.tasks import find_partition
 from marl_flow.interfaces import TaskSpec, TimeStep
 from marl_flow.rollout import rollout
 
@@ -184,7 +184,7 @@ class RobotLearner(mappo.Learner):
         pool = RobotEnv(task_id, INITIAL_STATES, num_threads=1)
         pool.reset(seeding.environment_seeds("behaviour", config.seed, INITIAL_STATES))
         self.initial_states = pool.state
-        spec, layout = self.env.spec, partition(task_id)
+        spec, layout = self.env.spec, find_partition(task_id)
         is_x = torch.arange(layout.robot.num_positions + layout.robot.num_velocities) == 0
         with seeding.global_scope(generator):
             self.actor = Actor(spec, config)

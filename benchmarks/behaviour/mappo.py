@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from marl_flow.benchmarks.behaviour.snapshots import SnapshotFolder, write_policies
-from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.interfaces import UserError
+from marl_flow.module_state import pack_state, unpack_state
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from marl_flow import seeding
 from marl_flow.benchmarks.report import csv_text, table
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.envs.mpe.prey import FleeingPrey, NetworkPrey
-from marl_flow.envs.mpe.scenarios import Scenario, observation_fields, scenario
+from marl_flow.envs.mpe.scenarios import Scenario, find_scenario, observation_fields
 from marl_flow.interfaces import Policy, TimeStep, UserError
 from marl_flow.rollout import rollout
 
@@ -110,7 +110,7 @@ class Hunter:
     network_passes = 0
 
     def __init__(self, task_id: str, lead: float | Tensor, noise: float | Tensor = 0.0) -> None:
-        layout = scenario(task_id)
+        layout = find_scenario(task_id)
         self.prey = prey_columns(layout)
         self.lead, self.noise = lead, noise
 
@@ -159,10 +159,10 @@ def cut_gradient(env: ParticleEnv) -> Tensor:
 
 def train(task_id: str, config: PreyConfig) -> NetworkPrey:
     """A prey trained against the scripted hunters."""
-    layout = scenario(task_id)
+    layout = find_scenario(task_id)
     generator = seeding.generator(config.seed, "prey", task_id)
     with seeding.global_scope(generator):
-        evader = Evader(len(observation_fields(layout, layout.kinds.index("prey"))), config)
+        evader = Evader(len(observation_fields(layout, layout.entities.index("prey"))), config)
     env = ParticleEnv(task_id, config.episodes, opponent=evader)
     optimizer = torch.optim.Adam(evader.parameters(), lr=config.learning_rate)
     for iteration in range(config.iterations):
@@ -214,7 +214,7 @@ def comparison(omar: Path | None) -> list[dict[str, Any]]:
     """Every prey against every hunt: task, prey, hunt and what `hunt` measures."""
     records = []
     for task_id in TASKS:
-        layout = scenario(task_id)
+        layout = find_scenario(task_id)
         scripted = FleeingPrey(
             num_obstacles=len(layout.indices("obstacle")), num_landmarks=layout.num_entities - layout.num_agents
         )

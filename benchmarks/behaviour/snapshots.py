@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from marl_flow.files import write_atomically
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
