@@ -1,10 +1,11 @@
 """Trains the prey of tag and world that this package ships, and measures prey against scripted hunts.
 
     python -m marl_flow.benchmarks.behaviour.prey train mpe/simple_tag --out runs/prey
-    python -m marl_flow.benchmarks.behaviour.prey measure [--omar FOLDER] [--csv FILE]
+    python -m marl_flow.benchmarks.behaviour.prey measure [--omar FOLDER] [--out DIR]
 
-`train` writes the weights that envs/mpe/prey.py reads. `measure` prints how much scripted predators earn against the
-shipped prey, the scripted one, and OMAR's where FOLDER has its files, `simple_tag.pt` and `simple_world.pt`.
+`train` writes the weights that envs/mpe/prey.py reads. `measure` prints the returns of scripted and random predators
+against the shipped prey, the scripted one, and OMAR's where FOLDER has its files, `simple_tag.pt` and
+`simple_world.pt`; with --out the table is also written into DIR/results.csv.
 
 The prey climbs the exact gradient of its reward, back through the differentiable physics, while three scripted
 predators of random skill hunt it; the contact penalty, which is a step, is replaced by a smooth one. Gradients are cut
@@ -33,7 +34,9 @@ from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.envs.mpe.prey import FleeingPrey, NetworkPrey
 from marl_flow.envs.mpe.scenarios import Scenario, find_scenario, observation_fields
 from marl_flow.interfaces import Policy, TimeStep, UserError
+from marl_flow.policies import UniformPolicy
 from marl_flow.rollout import rollout
+from marl_flow.tasks import find_card
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,8 @@ BONUS = {"mpe/simple_tag": 10.0, "mpe/simple_world": 5.0}
 """Reward of a predator, and penalty of the prey, for a contact."""
 SOFTNESS = 0.05
 """Width of the sigmoid that stands for a contact, in world units."""
-LEADS = (0.0, 0.2)
-"""How many seconds ahead of the prey the scripted hunts aim."""
+LEADS = {"straight at it": 0.0, "0.2 s ahead": 0.2}
+"""How many seconds ahead of the prey the scripted predators aim that prey are measured with."""
 MEASURE_EPISODES = 4000
 
 
@@ -189,29 +192,31 @@ def train(task_id: str, config: PreyConfig) -> NetworkPrey:
 
 
 def hunt(task_id: str, prey: Policy | None, hunter: Policy, seed: int = 1) -> dict[str, float]:
-    """Over fresh episodes: the predators' mean return with the half-width of its 95 % interval, the fraction of steps
-    without any contact (escape rate), and the fraction of episodes without any."""
+    """Over fresh episodes: the predators' mean return with the half-width of its 95 % interval, and the fractions of
+    steps and of episodes without any contact."""
     env = ParticleEnv(task_id, MEASURE_EPISODES, opponent=prey)
     hunter.reset(MEASURE_EPISODES, seeding.generator(seed, "hunt"))
-    returns, free, never = torch.zeros(MEASURE_EPISODES), 0.0, torch.ones(MEASURE_EPISODES, dtype=torch.bool)
+    returns, untouched = torch.zeros(MEASURE_EPISODES), torch.ones(MEASURE_EPISODES, dtype=torch.bool)
+    untouched_steps = 0.0
 
     def count_contacts(step: TimeStep, actions: Tensor | None) -> None:
-        nonlocal returns, free, never
+        nonlocal returns, untouched, untouched_steps
         if actions is not None:
             missed = step.rewards[:, 0] < 0.5 * BONUS[task_id]  # distances cost at most a few tenths
-            returns, free, never = returns + step.rewards[:, 0], free + float(missed.float().mean()), never & missed
+            returns, untouched = returns + step.rewards[:, 0], untouched & missed
+            untouched_steps += float(missed.float().mean())
 
     rollout(env, hunter, seeding.environment_seeds("behaviour", seed, MEASURE_EPISODES), count_contacts)
     return {
         "return": float(returns.mean()),
-        "half_width": 1.96 * float(returns.std()) / MEASURE_EPISODES**0.5,
-        "escape_rate": free / env.spec.max_steps,
-        "never_caught": float(never.float().mean()),
+        "return_half_width": 1.96 * float(returns.std()) / MEASURE_EPISODES**0.5,
+        "untouched_steps": untouched_steps / env.spec.max_steps,
+        "untouched_episodes": float(untouched.float().mean()),
     }
 
 
 def comparison(omar: Path | None) -> list[dict[str, Any]]:
-    """Every prey against every hunt: task, prey, hunt and what `hunt` measures."""
+    """Every prey against all predators: task, prey, predators, episodes and what `hunt` measures."""
     records = []
     for task_id in TASKS:
         layout = find_scenario(task_id)
@@ -221,38 +226,27 @@ def comparison(omar: Path | None) -> list[dict[str, Any]]:
         preys: list[NetworkPrey | FleeingPrey] = [NetworkPrey.native(task_id), scripted]
         if omar is not None:
             preys.insert(1, NetworkPrey.from_omar(omar / f"{task_id.partition('/')[2]}.pt"))
-        hunts: dict[str, Policy] = {f"lead {lead:g} s": Hunter(task_id, lead) for lead in LEADS}
-        hunts["random"] = UniformHunter()
+        predators: dict[str, Policy] = {name: Hunter(task_id, lead) for name, lead in LEADS.items()}
+        predators["random"] = UniformPolicy(find_card(task_id).spec.action)
         for prey in preys:
-            for name, hunter in hunts.items():
-                records.append({"task": task_id, "prey": prey.name, "hunt": name, **hunt(task_id, prey, hunter)})
+            for name, hunter in predators.items():
+                pairing = {"task": task_id, "prey": prey.name, "predators": name, "episodes": MEASURE_EPISODES}
+                records.append({**pairing, **hunt(task_id, prey, hunter)})
     return records
 
 
-def comparison_table(records: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison as Markdown."""
-    header = ["task", "prey", "hunt", "predators' return", "escape rate", "never caught"]
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """A comparison as a table."""
+    header = ["task", "prey", "predators", "return", "untouched steps", "untouched episodes"]
     body = [
         [
-            *(one[name] for name in ("task", "prey", "hunt")),
-            f"{one['return']:.1f} ± {one['half_width']:.1f}",
-            *(f"{100 * one[name]:.1f} %" for name in ("escape_rate", "never_caught")),
+            *(row[column] for column in ("task", "prey", "predators")),
+            f"{row['return']:.1f} ± {row['return_half_width']:.1f}",
+            *(f"{100 * row[column]:.1f} %" for column in ("untouched_steps", "untouched_episodes")),
         ]
-        for one in records
+        for row in records
     ]
     return table(header, body, (3, 4, 5))
-
-
-class UniformHunter:
-    """Predators that act at random."""
-
-    network_passes = 0
-
-    def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        return 2.0 * torch.rand((*observations.shape[:2], 2), generator=self.generator) - 1.0
 
 
 def main() -> None:
@@ -263,16 +257,17 @@ def main() -> None:
     training.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the weights")
     measuring = commands.add_parser("measure", help="scripted predators against every prey")
     measuring.add_argument("--omar", type=Path, metavar="FOLDER", help="has OMAR's simple_tag.pt and simple_world.pt")
-    measuring.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
+    measuring.add_argument("--out", type=Path, metavar="DIR", help="folder for results.csv")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # the sum order, hence the weights, must not depend on the machine's core count
     try:
         if arguments.command == "measure":
             records = comparison(arguments.omar)
-            if arguments.csv is not None:
-                arguments.csv.write_text(csv_text(records), encoding="utf-8")
-            log.info("%s", comparison_table(records))
+            if arguments.out is not None:
+                arguments.out.mkdir(parents=True, exist_ok=True)
+                (arguments.out / "results.csv").write_text(csv_text(records), encoding="utf-8")
+            log.info("%s", markdown(records))
             return
         prey = train(arguments.task, PreyConfig())
     except UserError as error:
@@ -280,8 +275,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"{arguments.task.replace('/', '_')}.safetensors"
     path.write_bytes(save(prey.weights, metadata={"effort": repr(prey.effort)}))
-    for lead in LEADS:
-        log.info("lead %g s: %s", lead, hunt(arguments.task, prey, Hunter(arguments.task, lead)))
+    for name, lead in LEADS.items():
+        log.info("%s: %s", name, hunt(arguments.task, prey, Hunter(arguments.task, lead)))
     log.info("%s", path)
 
 
