@@ -3,7 +3,7 @@
     python -m marl_flow.benchmarks.studies.smac_simulator --out FOLDER [--episodes N] [maps...]
 
 Writes the CSV files behind docs/smac.md into FOLDER, for every embedded map or those named; `python -m
-marl_flow.benchmarks.tables add` publishes them. A killed study continues with the same command: finished maps are kept
+marl_flow.benchmarks.tables add` publishes them. A killed study resumes with the same command: finished maps are kept
 in FOLDER/cells.json until the number of episodes or the simulator's source changes. Episodes are seeded for the purpose
 "behaviour", never for evaluation, and are the same for every team: two runs on one machine give the same results.
 """
@@ -31,7 +31,8 @@ from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import MAPS, find_map
 from marl_flow.envs.smac.scripted import SCRIPTS, ScriptedTeam
 from marl_flow.files import write_atomically
-from marl_flow.interfaces import UserError
+from marl_flow.interfaces import TimeStep, UserError
+from marl_flow.rollout import rollout
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +40,13 @@ SMACLITE_COLUMNS = ("smaclite_return", "smaclite_won", "smaclite_length", "smacl
 TEAMS = ("random", *SCRIPTS)
 EPISODES = 1000
 ACTION_STREAM = 1_000_000
-"""Random actions of step t are the seeds' stream ACTION_STREAM + t: the battles' own streams are the steps."""
+"""Random actions of step t are stream ACTION_STREAM + t of the episodes' seeds: the battles use streams from 0 on."""
+SIMULATOR = Path(envs.__file__).parent / "smac"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One team on one map; rates in [0, 1], the win rate with its 95 % Wilson interval, the sample's deviation."""
+    """One team on one map; rates in [0, 1], the win rate with its 95 % Wilson interval, sample standard deviation."""
 
     task: str
     team: str
@@ -62,32 +64,43 @@ class Cell:
 
 def random_legal(mask: Tensor, uniform: Tensor) -> Tensor:
     """Actions [E, N], each uniform over the legal ones of mask [E, N, A], by numbers in [0, 1) [E, N]."""
-    upto = mask.cumsum(-1)
-    chosen = (uniform * upto[..., -1]).floor()
-    return (upto <= chosen[..., None]).sum(-1)
+    num_legal_upto = mask.cumsum(-1)
+    rank = (uniform * num_legal_upto[..., -1]).floor()
+    return (num_legal_upto <= rank[..., None]).sum(-1)
+
+
+class RandomTeam:
+    """Uniform legal actions, each episode's drawn from its own seed."""
+
+    network_passes = 0
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds, self.step = torch.tensor(seeds), 0
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None:
+        self.step = 0
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        assert action_mask is not None
+        uniform = seeding.row_uniform(self.seeds, ACTION_STREAM + self.step, action_mask.shape[1])
+        self.step += 1
+        return random_legal(action_mask, uniform)
 
 
 def play(env: SmacEnv, team: str) -> Cell:
     """One episode of each of the environment's rows."""
-    seeds = torch.tensor(seeding.environment_seeds("behaviour", 0, env.num_envs))
-    step = env.reset(seeds.tolist())
-    script = None if team == "random" else ScriptedTeam(env, team)
-    returns, lengths = torch.zeros(len(seeds), dtype=torch.float64), torch.zeros(len(seeds))
-    for tick in range(env.spec.max_steps):
-        assert step.action_mask is not None
-        if script is None:
-            uniform = seeding.row_uniform(seeds, ACTION_STREAM + tick, env.spec.num_agents)
-            actions = random_legal(step.action_mask, uniform)
-        else:
-            actions = script.act(step.observations, step.action_mask, step.rewards)
-        lengths += ~step.finished
-        step = env.step(actions)
-        returns += step.rewards[:, 0]
-        if bool(step.finished.all()):
-            break
-    assert step.won is not None
+    seeds = seeding.environment_seeds("behaviour", 0, env.num_envs)
+    truncated = torch.zeros(len(seeds))
+
+    def keep_truncated(step: TimeStep, actions: Tensor | None) -> None:
+        truncated.copy_(step.truncated)
+
+    policy = RandomTeam(seeds) if team == "random" else ScriptedTeam(env, team)
+    episodes = rollout(env, policy, seeds, keep_truncated)
+    assert episodes.won is not None
+    returns = episodes.agent_returns[:, 0]
     left = env.battle_state.battle.alive[env.spec.num_agents :].sum(0)
-    wins = int(step.won.sum())
+    wins = int(episodes.won.sum())
     low, high = wilson_interval(wins, len(seeds))
     return Cell(
         task=env.spec.task_id,
@@ -99,8 +112,8 @@ def play(env: SmacEnv, team: str) -> Cell:
         win_rate=wins / len(seeds),
         win_low=low,
         win_high=high,
-        mean_length=float(lengths.mean()),
-        time_outs=float(step.truncated.double().mean()),
+        mean_length=float(episodes.lengths.float().mean()),
+        time_outs=float(truncated.double().mean()),
         enemies_left=float(left.double().mean()),
     )
 
@@ -108,48 +121,52 @@ def play(env: SmacEnv, team: str) -> Cell:
 # The study
 
 
-def study(maps: Sequence[str], episodes: int, kept: Path | None = None) -> dict[str, Any]:
-    """cells of the maps (none named: all), regression values, and SMACv2's random cell where it is embedded.
+def study(maps: Sequence[str], episodes: int, cache: Path | None = None) -> dict[str, Any]:
+    """Cells of the maps (none named: all), regression values, and SMACv2's random cell where it is embedded.
 
-    kept: where finished maps are remembered."""
+    cache: the file that finished maps are written to, and read from by `recall`."""
     if episodes < 2:
-        raise UserError(f"expected at least 2 episodes (a deviation is worked out), got {episodes}; ask for more")
+        raise UserError(f"expected at least 2 episodes, for a standard deviation, got {episodes}; raise --episodes")
     names = [find_map(name).name for name in maps] or list(MAPS)
     with seeding.one_thread():
-        known, sign = recall(kept, episodes), fingerprint()
+        finished, simulator = recall(cache, episodes), fingerprint()
         for name in names:
-            if name not in known:
+            if name not in finished:
                 env = SmacEnv(f"smac/{name}", episodes)
-                known[name] = [asdict(play(env, team)) for team in TEAMS]
-                if kept is not None:
-                    text = json.dumps({"simulator": sign, "episodes": episodes, "maps": known}, indent=1)
-                    write_atomically(kept, f"{text}\n".encode())
-            log.info("%s: %s", name, "; ".join(f"{cell['team']} {shown(Cell(**cell))}" for cell in known[name]))
-        cells = [cell for name in names for cell in known[name]]
+                finished[name] = [asdict(play(env, team)) for team in TEAMS]
+                if cache is not None:
+                    text = json.dumps({"simulator": simulator, "episodes": episodes, "maps": finished}, indent=1)
+                    write_atomically(cache, f"{text}\n".encode())
+            log.info("%s: %s", name, "; ".join(f"{cell['team']} {shown(Cell(**cell))}" for cell in finished[name]))
+        cells = [cell for name in names for cell in finished[name]]
         generated = None
         if SMACV2[0] in envs.TASKS:
             drawn = envs.make(SMACV2[0], episodes)
             assert isinstance(drawn, SmacEnv)
             generated = asdict(play(drawn, "random"))
         rows = regression(episodes)
-    return {"episodes": episodes, "simulator": sign, "cells": cells, "smacv2": generated, "regression": rows}
+    return {"episodes": episodes, "simulator": simulator, "cells": cells, "smacv2": generated, "regression": rows}
 
 
-def fingerprint() -> str:
+def fingerprint(simulator: Path = SIMULATOR) -> str:
     """Changes with the source of the simulator, the teams or this file."""
+    sources = sorted(simulator.glob("*.py"))
+    if missing := {"battle.py", "env.py", "scripted.py", "step.py"} - {path.name for path in sources}:
+        raise RuntimeError(
+            f"expected the simulator's source in {simulator}, found no {', '.join(sorted(missing))} there: results of "
+            "different simulators could not be told apart; name its present folder in smac_simulator.py"
+        )
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    sources = sorted((Path(envs.__file__).parent / "smac").glob("*.py"))
-    assert len(sources) > 10, f"expected the simulator's source beside {envs.__file__}, found {len(sources)} files"
     for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def recall(kept: Path | None, episodes: int) -> dict[str, list[dict[str, Any]]]:
+def recall(cache: Path | None, episodes: int) -> dict[str, list[dict[str, Any]]]:
     """Map to cells of an earlier call with as many episodes of the same simulator; empty where there was none."""
-    if kept is None or not kept.is_file():
+    if cache is None or not cache.is_file():
         return {}
-    record = json.loads(kept.read_text(encoding="utf-8"))
+    record = json.loads(cache.read_text(encoding="utf-8"))
     same = record["simulator"] == fingerprint() and record["episodes"] == episodes
     return record["maps"] if same else {}
 

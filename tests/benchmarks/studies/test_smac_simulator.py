@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,17 @@ def test_the_command_writes_the_files_of_its_tables(tmp_path: Path) -> None:
     assert sorted(groups.values()) == ["3m", "none", "none"]
 
 
-def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulator_that_moved_or_changed_is_noticed(tmp_path: Path) -> None:
+    """Catches a fingerprint of nothing, where the simulator's source is elsewhere, and one that no change moves."""
+    with pytest.raises(RuntimeError, match=r"found no battle\.py, env\.py, scripted\.py, step\.py there"):
+        smac_simulator.fingerprint(tmp_path)
+    copy = shutil.copytree(smac_simulator.SIMULATOR, tmp_path / "smac")
+    assert smac_simulator.fingerprint(copy) == smac_simulator.fingerprint()
+    (copy / "terrain.py").write_text("# changed\n")
+    assert smac_simulator.fingerprint(copy) != smac_simulator.fingerprint()
+
+
+def test_a_killed_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches finished maps played again, and maps kept from another simulator or number of episodes."""
     kept = tmp_path / "cells.json"
     maps = {"3m": [{"team": "marker"}]}
