@@ -12,7 +12,6 @@ version = release
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "images/README.md"]
-nitpicky = True  # a link to a page or a heading that is not there is a warning
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 
