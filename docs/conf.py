@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as installed
+import marl_flow
 
 project = "marl_flow"
 author = "The marl_flow authors"
 copyright = "The marl_flow authors"
-release = installed("marl_flow")
+release = marl_flow.__version__
 version = release
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
@@ -25,4 +25,5 @@ copybutton_here_doc_delimiter = "EOF"
 
 html_theme = "furo"
 html_title = "marl_flow"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
