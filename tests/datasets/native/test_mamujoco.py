@@ -20,25 +20,26 @@ from marl_flow import envs
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour import mamujoco, mappo
 from marl_flow.benchmarks.behaviour.mappo import RobotConfig
-from marl_flow.benchmarks.studies import robot_datasets
+from marl_flow.benchmarks.studies import native_vs_published
 from marl_flow.commands import data
 from marl_flow.datasets import behaviour, catalog, native
 from marl_flow.datasets.replay.check import replay
-from marl_flow.envs.mamujoco.tasks import partition
+from marl_flow.envs.mamujoco.tasks import PARTITIONS, partition
 from marl_flow.interfaces import ActionSpec, UserError
 
+DATASETS = tuple(f"mamujoco/{task}/{quality}" for task in PARTITIONS for quality in ("good", "medium", "poor"))
 EPISODES = os.environ.get("MAMUJOCO_TEST_EPISODES", "24")
 SMALL = RobotConfig(robots=8, steps=64, iterations=4, keep_every=2, measure_episodes=2, epochs=2, minibatch=128)
 
 
-@pytest.mark.parametrize("dataset", robot_datasets.DATASETS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file or engine that drifted from what the recipe was calibrated with."""
     episodes = None if EPISODES == "all" else int(EPISODES)
     store = native.build(dataset, tmp_path / "data", envs.make, episodes=episodes)
     returns, target = store.team_returns(), suite.dataset_means()[dataset]
     chance = 0.0 if episodes is None else 3.5 * returns.std() / np.sqrt(len(returns))
-    assert abs(returns.mean() - target) < robot_datasets.TOLERANCE * target + chance
+    assert abs(returns.mean() - target) < native_vs_published.MAMUJOCO_TOLERANCE * target + chance
 
 
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
@@ -187,7 +188,5 @@ def test_a_beginning_meets_its_target(tmp_path: Path) -> None:
 
 def test_every_dataset_has_a_recipe_and_an_entry() -> None:
     """Catches a dataset that is in the table and cannot be built."""
-    assert {f"native/{name}-v1" for name in robot_datasets.DATASETS} == {
-        name for name in native.RECIPES if "mamujoco" in name
-    }
-    assert all(f"native/{name}-v1" in catalog.CATALOG for name in robot_datasets.DATASETS)
+    assert {f"native/{name}-v1" for name in DATASETS} == {name for name in native.RECIPES if "mamujoco" in name}
+    assert all(f"native/{name}-v1" in catalog.CATALOG for name in DATASETS)

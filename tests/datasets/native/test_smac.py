@@ -13,14 +13,14 @@ import torch
 from marl_flow import envs, seeding
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour import smac
-from marl_flow.benchmarks.studies import smac_datasets
+from marl_flow.benchmarks.studies import native_vs_published
 from marl_flow.commands import data
 from marl_flow.datasets import behaviour, native
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.smac.env import SmacEnv
 
-DATASETS = tuple(smac_datasets.PUBLISHED)
+DATASETS = tuple(native_vs_published.names("smac"))
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -28,8 +28,8 @@ def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file or simulator that drifted from what the recipe was calibrated with."""
     store = native.build(dataset, tmp_path / "data", envs.make)
     assert abs(store.team_returns().mean() - suite.dataset_means()[dataset]) < 0.5
-    published = float(smac_datasets.PUBLISHED[dataset][2].lstrip("<"))
-    assert abs(100 * smac_datasets.won(store).mean() - published) < 10
+    published = float(native_vs_published.cards()[dataset]["won_percent"].lstrip("<"))
+    assert abs(100 * native_vs_published.won(store).mean() - published) < 10
 
 
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
