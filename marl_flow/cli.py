@@ -36,7 +36,7 @@ def train(
     seed: int = 0,
     device: Device = "cpu",
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
-    cell: Annotated[Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION")] = None,
+    paper_config: Annotated[Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION")] = None,
     show_config: bool = False,
 ) -> int:
     """Trains an algorithm on a dataset; continues where it stopped when the folder holds the same run.
@@ -50,19 +50,27 @@ def train(
         seed: Seed of weights, batches and noise.
         device: cpu, cuda or cuda:1.
         out: Run folder; without it runs/<dataset>/<algorithm>-<preset>-seed<seed>.
-        cell: Start from the paper's own CoFlow configuration of this dataset in this execution.
+        paper_config: Start from the settings that the CoFlow paper has for this dataset in this execution.
         show_config: Print every setting of the algorithm and of training, its value and its meaning; train nothing.
     """
-    from marl_flow.commands import train as run
+    from marl_flow.commands import train as runs
 
-    plan = run.plan(dataset, algorithm, preset=preset, settings=settings, seed=seed, device=device, cell=cell)
+    run = runs.make_run(
+        dataset,
+        algorithm,
+        folder=out,
+        preset=preset,
+        settings=settings,
+        seed=seed,
+        device=device,
+        paper_config=paper_config,
+    )
     if show_config:
-        print(run.describe_settings(plan))
+        print(runs.describe_settings(run))
         return 0
-    folder = out or run.default_folder(plan)
-    print(f"{plan.algorithm} ({plan.preset}) on {plan.dataset_id}, seed {seed}, into {folder}")
-    print(run.describe_training(run.train(plan, folder)))
-    print(f"next: marl-flow eval {folder}")
+    print(f"{run.algorithm} ({run.preset}) on {run.dataset_id}, seed {seed}, into {run.folder}")
+    print(runs.describe_training(runs.train(run)))
+    print(f"next: marl-flow eval {run.folder}")
     return 0
 
 
@@ -153,9 +161,9 @@ def quickstart(
         episodes: Evaluation episodes per method, execution and step count.
         device: cpu, cuda or cuda:1.
     """
-    from marl_flow.commands import quickstart as tour
+    from marl_flow.commands.quickstart import quickstart as run_quickstart
 
-    tour.run(out, seed=seed, episodes=episodes, device=device, say=print)
+    run_quickstart(out, seed=seed, episodes=episodes, device=device, print_fn=print)
     return 0
 
 
@@ -176,7 +184,7 @@ def campaign(
     """
     from marl_flow.benchmarks import campaign as campaigns
 
-    campaigns.run(campaigns.find(name), out or Path("runs") / name, device=device, say=print)
+    campaigns.run_campaign(campaigns.find(name), out or Path("runs") / name, device=device, print_fn=print)
     return 0
 
 
@@ -204,7 +212,7 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments or arguments[0] != "train":
         return list(arguments)
-    takes_value = {"preset", "seed", "device", "out", "cell"}
+    takes_value = {"preset", "seed", "device", "out", "paper_config"}
     switches = {"help", "show_config"}
     kept: list[str] = ["train"]
     settings: list[str] = []

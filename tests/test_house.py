@@ -48,6 +48,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "training": BOTTOM | {"algorithm", "run_folder", "run_log", "checkpoint"},
     **{f"coflow/{name}": allowed for name, allowed in COFLOW.items()},
     "coflow/__init__": set(),
+    "results": EVERYTHING,
     "cli": EVERYTHING,
     "cli_data": EVERYTHING,
     "__main__": EVERYTHING,

@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("MARL_FLOW_DATA", str(root / "data"))
         data.build_dataset(DATASET, episodes=40)
         for name, algorithm, settings in (("flow", "coflow", FLOW), ("bc", "bc", TINY)):
-            train.train(train.plan(DATASET, algorithm, settings=settings), root / name)
+            train.train(train.make_run(DATASET, algorithm, folder=root / name, settings=settings))
     return root
 
 
@@ -144,7 +144,7 @@ def another_machine(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
 
 
 def another_commit(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
-    patch.setattr(evaluate, "made_with", lambda: {"commit": "another"})
+    patch.setattr(evaluate, "environment_info", lambda: {"commit": "another"})
     return TEN
 
 
