@@ -27,7 +27,7 @@ def main(runs: tyro.conf.Positional[Path] = Path("runs"), picture: Path = Path("
     """
     frame = results.load(runs).to_pandas()
     keys = ["dataset_id", "algorithm", "execution", "num_sampling_steps"]
-    print(frame.groupby(keys, dropna=False)[["team_return_mean", "score", "latency_ms_p50"]].mean().round(2))
+    print(frame.groupby(keys, dropna=False)[["team_return_mean", "score", "latency_ms_p50"]].mean().round(2).to_string())
 
     episodes = frame.explode("team_returns")  # one line per evaluation episode
     labels, values = [], []

@@ -6,10 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -17,12 +15,13 @@ import tyro
 from torch import Tensor
 
 from marl_flow.algorithm import Algorithm
-from marl_flow.baselines.networks import Perceptron, from_unit_box, to_unit_box
+from marl_flow.baselines.networks import Perceptron
 from marl_flow.checks import check_algorithm
 from marl_flow.commands.evaluate import EvalConfig, describe, evaluate
 from marl_flow.commands.train import make_run, train
 from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.policies import from_unit_box, to_unit_box
 
 
 # method: begin
@@ -36,9 +35,9 @@ class WeightedCloningConfig:
 
 
 class WeightedCloning(Algorithm):
-    name: ClassVar[str] = "weighted_cloning"
-    presets: ClassVar[Mapping[str, WeightedCloningConfig]] = MappingProxyType({"default": WeightedCloningConfig()})
-    action_kinds: ClassVar[tuple[str, ...]] = ("continuous",)
+    name = "weighted_cloning"
+    presets: ClassVar = {"default": WeightedCloningConfig()}
+    action_kinds = ("continuous",)
 
     def __init__(
         self, config: WeightedCloningConfig, spec: TaskSpec, normalizers: Normalizers, device: torch.device
