@@ -29,11 +29,11 @@ def main(runs: tyro.conf.Positional[Path] = Path("runs"), picture: Path = Path("
     keys = ["dataset_id", "algorithm", "execution", "num_sampling_steps"]
     print(frame.groupby(keys, dropna=False)[["team_return_mean", "score", "latency_ms_p50"]].mean().round(2).to_string())
 
-    episodes = frame.explode("team_returns")  # one line per evaluation episode
     labels, values = [], []
-    for key, group in episodes.groupby(keys, dropna=False):
-        labels.append(" ".join(str(part) for part in key[1:] if part == part))  # a missing k is not equal to itself
-        values.append(group["team_returns"].astype(float))
+    for (dataset, algorithm, execution, k), group in frame.groupby(keys, dropna=False):
+        steps = f", k = {k:.0f}" if k == k else ""  # a missing number does not equal itself
+        labels.append(f"{algorithm}, {execution[0].upper()}{steps} ({dataset.rpartition('/')[2]})")
+        values.append(group["team_returns"].explode().astype(float))  # one number per evaluation episode
     figure, axes = pyplot.subplots(figsize=(7, 0.5 * len(labels) + 1.5), layout="constrained")
     axes.boxplot(values, orientation="horizontal", tick_labels=labels)
     axes.set_xlabel("team return of an episode")

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+import marl_flow
 from marl_flow import datasets, envs
-from marl_flow.commands.evaluate import EvalConfig, describe, evaluate
-from marl_flow.commands.train import make_run, train
 from marl_flow.envs.pettingzoo import to_parallel_env
 
 TASK = "mpe/simple_spread"
@@ -22,7 +21,7 @@ DATASET = "user/mpe/simple_spread/wandering-v1"
 
 def my_episodes(count: int) -> Iterator[dict[str, np.ndarray]]:
     """Stands for what you have: for each episode of T steps observations [T + 1, N, O], actions [T, N, A] and rewards
-    [T, N]. Here agents wander with a random walk of their actions."""
+    [T, N], and whether a rule ended the episode. Here agents wander with a random walk of their actions."""
     draw, game = np.random.default_rng(0), to_parallel_env(TASK)
     for number in range(count):
         seen, _ = game.reset(seed=number)
@@ -34,7 +33,12 @@ def my_episodes(count: int) -> Iterator[dict[str, np.ndarray]]:
             observations.append(np.stack(list(seen.values())))
             actions.append(action)
             rewards.append(list(reward.values()))
-        yield {"observations": np.array(observations), "actions": np.array(actions), "rewards": np.array(rewards)}
+        yield {
+            "observations": np.array(observations),
+            "actions": np.array(actions),
+            "rewards": np.array(rewards),
+            "terminated": False,  # ended by the time limit, not by a rule
+        }
 
 
 def main(updates: int = 500, data_episodes: int = 500, episodes: int = 100, out: Path = Path("runs/own_data")) -> None:
@@ -48,10 +52,10 @@ def main(updates: int = 500, data_episodes: int = 500, episodes: int = 100, out:
     """
     store = datasets.write(DATASET, my_episodes(data_episodes), envs.spec(TASK))
     print(store)
-    run = make_run(DATASET, "bc", folder=out, settings=[f"updates={updates}"])
-    train(run)  # plays some of the stored steps again first, and refuses data that do not fit the task
-    for result in evaluate(run.folder, EvalConfig(episodes=episodes)):
-        print(describe(result))
+    # training plays some of the stored steps again first, and refuses data that do not fit the task
+    run = marl_flow.train(DATASET, "bc", out=out, updates=updates)
+    for row in marl_flow.evaluate(run, episodes=episodes):
+        print(f"BC: return {row.team_return_mean:.1f}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import tyro
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
+import marl_flow
 from marl_flow import datasets, envs
-from marl_flow.commands.evaluate import EvalConfig, describe, evaluate
-from marl_flow.commands.train import make_run, train
 from marl_flow.envs.checks import check_vector_env
 
 TASK = "own_environment:Rendezvous"  # module:factory
@@ -80,11 +79,10 @@ def main(updates: int = 500, data_episodes: int = 500, episodes: int = 100, out:
     step = env.reset(range(data_episodes))
     while not step.finished.all():
         step = env.step(noisy_policy(step.observations, noise))
-    env.save(DATASET)
-    run = make_run(DATASET, "bc", folder=out, settings=[f"updates={updates}"])
-    train(run)
-    for result in evaluate(run.folder, EvalConfig(episodes=episodes)):
-        print(describe(result))
+    store = env.save(DATASET)
+    run = marl_flow.train(DATASET, "bc", task=TASK, out=out, updates=updates)
+    for row in marl_flow.evaluate(run, task=TASK, episodes=episodes):
+        print(f"BC: return {row.team_return_mean:.2f}, the data: {store.team_returns().mean():.2f}")
 
 
 def noisy_policy(observations: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,11 +14,10 @@ import torch
 import tyro
 from torch import Tensor
 
+import marl_flow
 from marl_flow.algorithm import Algorithm
 from marl_flow.baselines.networks import Perceptron
 from marl_flow.checks import check_algorithm
-from marl_flow.commands.evaluate import EvalConfig, describe, evaluate
-from marl_flow.commands.train import make_run, train
 from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.policies import from_unit_box, to_unit_box
@@ -80,10 +79,9 @@ def main(
     """
     check_algorithm(WeightedCloning)
     for method in ("own_method:WeightedCloning", "bc"):
-        run = make_run(dataset, method, folder=out / method.replace(":", "."), settings=[f"updates={updates}"])
-        train(run)
-        for result in evaluate(run.folder, EvalConfig(episodes=episodes)):
-            print(describe(result))
+        run = marl_flow.train(dataset, method, out=out / method.replace(":", "."), updates=updates)
+        for row in marl_flow.evaluate(run, episodes=episodes):
+            print(f"{method}: return {row.team_return_mean:.1f}")
 
 
 if __name__ == "__main__":

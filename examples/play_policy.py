@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
 
 import marl_flow
@@ -28,11 +27,12 @@ def main(run: tyro.conf.Positional[Path], task: str = "mpe/simple_spread", episo
     game = to_parallel_env(task)
     for episode in range(episodes):
         observations, _ = game.reset(seed=episode)
-        policy.reset(num_envs=1)
+        policy.reset()
+        rewards = dict.fromkeys(game.agents, 0.0)
         total = 0.0
         while game.agents:
-            seen = torch.from_numpy(np.stack([observations[agent] for agent in game.agents]))
-            actions = policy.act(seen[None])[0].numpy()  # [E = 1, N, A]
+            seen = np.stack([observations[agent] for agent in game.agents])  # [N, O]
+            actions = policy.act(seen, rewards=np.array(list(rewards.values())))  # [N, A]
             observations, rewards, *_ = game.step(dict(zip(game.agents, actions, strict=True)))
             total += sum(rewards.values()) / len(rewards)
         print(f"episode {episode}: return {total:.1f}")

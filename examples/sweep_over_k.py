@@ -9,9 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from marl_flow import results
-from marl_flow.commands.evaluate import EvalConfig, evaluate
-from marl_flow.commands.train import make_run, train
+import marl_flow
 
 
 def main(
@@ -30,11 +28,10 @@ def main(
         episodes: Evaluation episodes, the same for every k.
         out: Run folder.
     """
-    settings = ["conditioning=mixed", f"updates={updates}"]  # mixed: half of the windows train each execution
-    train(make_run(dataset, "coflow", folder=out, settings=settings, seed=0))
-    evaluate(out, EvalConfig(steps=k, episodes=episodes))
+    # mixed: half of the windows train each execution
+    marl_flow.train(dataset, "coflow", out=out, conditioning="mixed", updates=updates)
     print(f"{'execution':<15}{'k':>3}{'return':>10}{'ms':>8}")
-    for row in results.load(out):
+    for row in marl_flow.evaluate(out, k=k, episodes=episodes):
         print(
             f"{row.execution:<15}{row.num_sampling_steps:>3}{row.team_return_mean:>10.1f}{row.latency_ms_p50:>8.2f}"
         )

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import tyro
 
+import marl_flow
 from marl_flow.benchmarks import report
-from marl_flow.commands.evaluate import EvalConfig, describe, evaluate
-from marl_flow.commands.train import make_run, train
 
 
 def main(
@@ -32,10 +31,9 @@ def main(
         out: Folder of the runs and the report.
     """
     for method in ("coflow", "bc"):
-        run = make_run(dataset, method, folder=out / method, settings=[f"updates={updates}"], seed=0)
-        train(run)
-        for result in evaluate(run.folder, EvalConfig(steps=(1, 3), episodes=episodes)):
-            print(describe(result))
+        run = marl_flow.train(dataset, method, out=out / method, seed=0, updates=updates)
+        for row in marl_flow.evaluate(run, k=(1, 3), episodes=episodes):
+            print(method, row.execution, row.num_sampling_steps, round(row.team_return_mean, 1))
     path, rows = report.write([out / "coflow", out / "bc"], out / "report")
     print(report.summary(rows))
     print(f"report: {path}")
