@@ -77,7 +77,8 @@ def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = 
             if key not in done:
                 missing[acting] = blocks
         if len(missing) < len(same_rule):
-            log.info("%s: %d of %d evaluations are there already", folder, len(same_rule) - len(missing), len(same_rule))
+            present = len(same_rule) - len(missing)
+            log.info("%s: %d of %d evaluations are there already", folder, present, len(same_rule))
         if unfinished := sum(blocks.path.exists() for blocks in missing.values()):
             log.info("%s: %d evaluations continue after their last finished block", folder, unfinished)
         if missing:
