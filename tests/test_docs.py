@@ -13,12 +13,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-import marl_flow
 from marl_flow import cli
 from marl_flow.commands.data import build_dataset
 
@@ -235,7 +235,9 @@ def test_make_targets_exist() -> None:
 
 def test_one_version_everywhere() -> None:
     """Catches a release whose package, citation and changelog disagree."""
-    version = marl_flow.__version__
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    version = setup["metadata"]["version"]
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\n## {version} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
