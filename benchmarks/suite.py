@@ -62,7 +62,7 @@ class PublishedRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperConfig:
+class PaperSettings:
     """One of the paper's configurations. `dataset` is suite/task/quality; `horizon` counts the current frame too."""
 
     dataset: str
@@ -148,7 +148,7 @@ def published() -> tuple[PublishedRow, ...]:
 
 
 @cache
-def paper_configs() -> tuple[PaperConfig, ...]:
+def all_paper_settings() -> tuple[PaperSettings, ...]:
     """The paper's 60 configurations, and those its code carries beyond them (`in_paper` False)."""
     columns: dict[str, Callable[[str], Any]] = {
         **dict.fromkeys(("suite", "task", "quality"), _text),
@@ -169,7 +169,7 @@ def paper_configs() -> tuple[PaperConfig, ...]:
         "eval_episodes": _count,
     }
     return tuple(
-        PaperConfig(
+        PaperSettings(
             dataset=_dataset(row),
             execution=row["execution"],
             in_paper=row["in_paper"],
@@ -192,12 +192,12 @@ def published_name(task_id: str, quality: str) -> str:
     return f"{suite.removesuffix('-sc2')}/{task}/{quality}"
 
 
-def paper_config(dataset: str, execution: Execution) -> PaperConfig:
+def paper_settings(dataset: str, execution: Execution) -> PaperSettings:
     """The paper's configuration of a dataset suite/task/quality in one execution."""
-    for row in paper_configs():
+    for row in all_paper_settings():
         if (row.dataset, row.execution) == (dataset, execution):
             return row
-    known = sorted({row.dataset for row in paper_configs()})
+    known = sorted({row.dataset for row in all_paper_settings()})
     raise UserError(
         f"the paper has no configuration of {dataset!r} in {execution} execution; {nearest(dataset, known)}"
     )

@@ -1,14 +1,14 @@
 """What `import marl_flow` offers: train a run, evaluate it, read its results, and play its policy anywhere.
 
-    import marl_flow
+import marl_flow
 
-    run = marl_flow.train("mpe/simple_spread/expert", "bc", out="runs/bc", updates=200)
-    for row in marl_flow.evaluate(run, episodes=20):
-        print(row.execution, row.team_return_mean)
+run = marl_flow.train("mpe/simple_spread/expert", "bc", out="runs/bc", updates=200)
+for row in marl_flow.evaluate(run, episodes=20):
+    print(row.execution, row.team_return_mean)
 
-    policy = marl_flow.load_policy(run)
-    policy.reset(num_envs=1)
-    actions = policy.act(observations)             # [N, O] -> [N, A], or integers [N]
+policy = marl_flow.load_policy(run)
+policy.reset(num_envs=1)
+actions = policy.act(observations)             # [N, O] -> [N, A], or integers [N]
 """
 
 from __future__ import annotations

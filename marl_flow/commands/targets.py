@@ -28,7 +28,7 @@ def target_return(
     identity = catalog.parse(header.run.dataset_id)
     rule = target
     if target == "paper":
-        rule = suite.paper_config(suite.published_name(identity.task_id, identity.quality), execution).target_rule
+        rule = suite.paper_settings(suite.published_name(identity.task_id, identity.quality), execution).target_rule
     if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
         return rule, _quantile(float(match[1]), algorithm, header, run_folder)
     if match := re.fullmatch(rf"constant:({NUMBER})\*({NUMBER})", rule):

@@ -49,24 +49,24 @@ def make_run(
     settings: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
-    paper_config: Execution | None = None,
+    paper_settings: Execution | None = None,
 ) -> Run:
     """The run that names and `key=value` settings describe.
 
     Later values win: a preset (None: the algorithm's first), then the paper's configuration of the dataset in the
-    execution `paper_config` (None: none), then the settings. folder None: `default_folder`.
+    execution `paper_settings` (None: none), then the settings. folder None: `default_folder`.
     """
     entry, kind = catalog.find(dataset), baselines.get(algorithm)
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
         raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, kind.presets)}")
     config, training = kind.presets[name], TrainConfig(seed=seed, device=device)
-    if paper_config is not None:
+    if paper_settings is not None:
         if algorithm != "coflow":
-            raise UserError(f"paper-config: the paper configures coflow, not {algorithm}; leave the option out")
+            raise UserError(f"paper-settings: the paper configures coflow, not {algorithm}; leave the option out")
         identity = entry.dataset_id
         dataset_name = suite.published_name(identity.task_id, identity.quality)
-        config = override(config, suite.paper_config(dataset_name, paper_config).coflow_settings)
+        config = override(config, suite.paper_settings(dataset_name, paper_settings).coflow_settings)
     of_algorithm, of_training = _sorted_settings(settings, config)
     config, training = override(config, of_algorithm), override(training, of_training)
     dataset_id = str(entry.dataset_id)

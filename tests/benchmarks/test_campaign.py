@@ -60,7 +60,7 @@ def test_the_mamujoco_table_is_complete() -> None:
     swept = [run.dataset_id for run, evaluation in runs if evaluation.steps == (1, 2, 3, 5, 10)]
     assert swept == ["native/mamujoco/2ant/good-v1"] * 3
     assert {evaluation.steps for run, evaluation in runs if run.dataset_id not in swept} == {(1,)}
-    paper = suite.paper_config("mamujoco/2ant/good", "centralized").coflow_settings
+    paper = suite.paper_settings("mamujoco/2ant/good", "centralized").coflow_settings
     for config in (run.config for run, _ in runs if run.algorithm == "coflow"):
         assert (str(config.horizon), str(config.history)) == (paper["horizon"], paper["history"])
         assert paper["return_to_go_update"] == "False" and not config.updates_return(task_spec("mamujoco/2ant"))

@@ -113,7 +113,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
-        (["train", DATASET, "bc", "--paper-config", "centralized"], "the paper configures coflow, not bc"),
+        (["train", DATASET, "bc", "--paper-settings", "centralized"], "the paper configures coflow, not bc"),
         (["train", DATASET, "bc", "--device", "abacus"], "expected cpu, cuda"),
         (["train", DATASET, "bc", "--device", "meta"], "expected cpu, cuda"),
         (["train", DATASET, "bc", "--learning-rate", "nan"], "nan"),
@@ -231,7 +231,7 @@ def test_show_config_explains_every_setting(place: Path, capsys: pytest.CaptureF
 
 def test_a_run_starts_from_the_papers_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a configuration of the paper that changes nothing, or that overrules what is typed."""
-    command = ["train", DATASET, "coflow", "--preset", "paper", "--paper-config", "decentralized", "--show-config"]
+    command = ["train", DATASET, "coflow", "--preset", "paper", "--paper-settings", "decentralized", "--show-config"]
     assert cli.main([*command, "updates=7"]) == 0
     text = capsys.readouterr().out
     assert "  conditioning=decentralized " in text and "  returns_scale=500.0 " in text and "  updates=7 " in text
@@ -435,7 +435,7 @@ def test_doctor_compares_versions(requirement: str, level: str) -> None:
     """Catches versions compared as text (10 before 9), and absent libraries passed over."""
     finding = doctor.library(requirement, {})
     assert finding is not None and finding.level == level
-    assert (requirement in finding.todo) == (level == "problem")
+    assert (requirement in finding.advice) == (level == "problem")
 
 
 def test_doctor_reads_versions_as_numbers() -> None:
