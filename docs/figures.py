@@ -1,6 +1,6 @@
 """The picture of the README, drawn from committed results.
 
-    python docs/figures.py          # at the root of the repository; writes docs/images/return-against-steps.png
+python docs/figures.py          # at the root of the repository; writes docs/images/return-against-steps.png
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loads the results of evaluated runs into pandas, prints a table and draws one plot.
 
-    python examples/train_and_evaluate.py        # or any other evaluated runs
-    python examples/load_results.py runs/train_and_evaluate
+python examples/train_and_evaluate.py        # or any other evaluated runs
+python examples/load_results.py runs/train_and_evaluate
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def main(runs: tyro.conf.Positional[Path] = Path("runs"), picture: Path = Path("
     """
     frame = results.load(runs).to_pandas()
     keys = ["dataset_id", "algorithm", "execution", "num_sampling_steps"]
-    print(frame.groupby(keys, dropna=False)[["team_return_mean", "score", "latency_ms_p50"]].mean().round(2).to_string())
+    means = frame.groupby(keys, dropna=False)[["team_return_mean", "score", "latency_ms_p50"]].mean()
+    print(means.round(2).to_string())
 
     labels, values = [], []
     for (dataset, algorithm, execution, k), group in frame.groupby(keys, dropna=False):

@@ -1,7 +1,7 @@
 """A task of your own, written as a PettingZoo environment: checked, played into a dataset, learned from, evaluated.
 
-    python examples/own_environment.py
-    marl-flow data list --origin user
+python examples/own_environment.py
+marl-flow data list --origin user
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class Rendezvous(ParallelEnv[str, np.ndarray, np.ndarray]):
 # task: end
 
 
-def main(updates: int = 500, data_episodes: int = 500, episodes: int = 100, out: Path = Path("runs/rendezvous")) -> None:
+def main(
+    updates: int = 500, data_episodes: int = 500, episodes: int = 100, out: Path = Path("runs/rendezvous")
+) -> None:
     """Checks the task, records a noisy policy, trains BC on the recording and evaluates it.
 
     Args:

@@ -1,7 +1,7 @@
 """A method of your own: behaviour cloning that imitates good episodes more than bad ones.
 
-    marl-flow train mpe/simple_spread/medium-replay own_method:WeightedCloning      # from the folder of this file
-    python examples/own_method.py                                                   # the same, compared with BC
+marl-flow train mpe/simple_spread/medium-replay own_method:WeightedCloning      # from the folder of this file
+python examples/own_method.py                                                   # the same, compared with BC
 """
 
 from __future__ import annotations

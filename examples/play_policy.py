@@ -1,7 +1,7 @@
 """Plays a trained run in a PettingZoo loop: nothing of the suite but the policy is needed there.
 
-    marl-flow train mpe/simple_spread/expert bc
-    python examples/play_policy.py runs/native_mpe_simple_spread_expert-v1/bc-default-seed0
+marl-flow train mpe/simple_spread/expert bc
+python examples/play_policy.py runs/native_mpe_simple_spread_expert-v1/bc-default-seed0
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def main(
     marl_flow.train(dataset, "coflow", out=out, conditioning="mixed", updates=updates)
     print(f"{'execution':<15}{'k':>3}{'return':>10}{'ms':>8}")
     for row in marl_flow.evaluate(out, k=k, episodes=episodes):
-        print(
-            f"{row.execution:<15}{row.num_sampling_steps:>3}{row.team_return_mean:>10.1f}{row.latency_ms_p50:>8.2f}"
-        )
+        print(f"{row.execution:<15}{row.num_sampling_steps:>3}{row.team_return_mean:>10.1f}{row.latency_ms_p50:>8.2f}")
 
 
 if __name__ == "__main__":

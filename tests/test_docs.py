@@ -1,7 +1,7 @@
 """The pages: their code runs, their links lead somewhere, the names in them exist, and they stay short.
 
-In a page, ```python blocks run in order in one namespace and ```console blocks run their `$ marl-flow ...` lines, all in
-one empty folder with small data and small budgets (`SMALLER`). A block that must not run stands below a line
+In a page, ```python blocks run in order in one namespace and ```console blocks run their `$ marl-flow ...` lines, all
+in one empty folder with small data and small budgets (`SMALLER`). A block that must not run stands below a line
 `<!-- not run: REASON -->`.
 """
 
@@ -32,7 +32,9 @@ QUESTIONS = (
     "How do I add a method?",
     "How do I add a task or data?",
 )
-FENCE = re.compile(r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>.*)\n(?P<body>(?s:.*?))^```$", re.MULTILINE)
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+) -->\n)?^```(?P<language>.*)\n(?P<body>(?s:.*?))^```$", re.MULTILINE
+)
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:)(?P<path>[^)#\s]*)(?:#(?P<heading>[^)\s]+))?\)")
 SMALLER = (
     (re.compile(r"updates=[\d_]+"), "updates=3"),
@@ -189,7 +191,8 @@ def test_the_five_questions_are_answered_from_the_front(page: Path) -> None:
     for question in QUESTIONS:
         at = [index for index, line in enumerate(lines) if question in line]
         assert at, f"{name_of(page)} does not ask: {question}"
-        assert any(LINK.search(line) for line in lines[at[0] : at[0] + 2]), f"{name_of(page)}: no link beside {question}"
+        beside = "\n".join(lines[at[0] : at[0] + 2])
+        assert LINK.search(beside), f"{name_of(page)}: no link beside {question}"
 
 
 def lines_with_included(page: Path) -> int:
