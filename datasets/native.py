@@ -16,11 +16,12 @@ import torch
 
 from marl_flow import seeding
 from marl_flow.datasets import catalog
-from marl_flow.datasets.behaviour import UniformPolicy, behaviour_file, read_stack
+from marl_flow.datasets.behaviour import behaviour_file, read_stack
 from marl_flow.datasets.collect import collect
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import StoreWriter
 from marl_flow.interfaces import Policy, UserError, VectorEnv
+from marl_flow.policies import UniformPolicy
 
 MakeEnv = Callable[[str, int, torch.device], VectorEnv]
 """Task id, number of parallel episodes, device."""

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from marl_flow import seeding
+from marl_flow.algorithm import Algorithm
 from marl_flow.checkpoint import Header
 from marl_flow.interfaces import (
     ActingConfig,
-    Algorithm,
     EvaluationResult,
     Policy,
     TaskSpec,

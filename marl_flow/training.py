@@ -21,9 +21,10 @@ import torch
 
 from marl_flow import checkpoint as checkpoints
 from marl_flow import seeding
+from marl_flow.algorithm import Algorithm, reference
 from marl_flow.checkpoint import Checkpoint, Header, restore
 from marl_flow.config import digest, to_json
-from marl_flow.interfaces import Algorithm, Batch, Metrics, TaskSpec, UserError, WindowSpec
+from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.run_folder import (
     RunRecord,
@@ -116,10 +117,10 @@ def describe(
     training = resolve(training, config)
     method = {"batch_size": training.batch_size, "micro_batches": training.micro_batches, "amp": training.amp}
     return RunRecord(
-        algorithm=algorithm.name,
+        algorithm=reference(algorithm),
         preset=preset,
         config=to_json(config),
-        config_digest=digest(algorithm.name, config, method),
+        config_digest=digest(reference(algorithm), config, method),
         task=data.spec.to_json(),
         dataset_id=data.dataset_id,
         dataset_digest=data.digest,

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize"}
-CORE = BOTTOM | {"checkpoint"}
+BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies"}
+CORE = BOTTOM | {"algorithm"}
 COFLOW = {
     "config": CORE | {"coflow/loss"},
     "loss": CORE,
@@ -38,10 +38,14 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "config": {"interfaces"},
     "normalize": {"interfaces", "config"},
     "run_folder": BOTTOM,
-    "checkpoint": BOTTOM | {"run_folder"},
+    "module_state": set(),
+    "policies": {"interfaces"},
+    "algorithm": BOTTOM,
+    "checks": BOTTOM | {"algorithm", "datasets"},
+    "checkpoint": BOTTOM | {"algorithm", "run_folder"},
     "run_log": BOTTOM,
-    "evaluation": BOTTOM | {"run_log", "checkpoint"},
-    "training": BOTTOM | {"run_folder", "run_log", "checkpoint"},
+    "evaluation": BOTTOM | {"algorithm", "run_log", "checkpoint"},
+    "training": BOTTOM | {"algorithm", "run_folder", "run_log", "checkpoint"},
     **{f"coflow/{name}": allowed for name, allowed in COFLOW.items()},
     "coflow/__init__": set(),
     "cli": EVERYTHING,

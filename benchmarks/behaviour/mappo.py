@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from marl_flow import seeding
-from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.envs.mamujoco.env import RobotEnv, RobotState
 from marl_flow.envs.mamujoco.tasks import partition
 from marl_flow.interfaces import TaskSpec, TimeStep
+from marl_flow.module_state import pack_state, unpack_state
 
 FIRST_STATES = 4096
 """How many first states training draws from."""

@@ -35,9 +35,9 @@ from torch.nn import functional
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour.snapshots import KeptActors, actor_file, read_record, write_policies
-from marl_flow.checkpoint import pack_state, unpack_state
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.interfaces import TaskSpec, TimeStep, UserError
+from marl_flow.module_state import pack_state, unpack_state
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,11 @@ The presets are in config.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from marl_flow import seeding
-from marl_flow.checkpoint import pack_state, unpack_state
+from marl_flow.algorithm import Algorithm, descend
 from marl_flow.coflow import loss as objectives
 from marl_flow.coflow.config import PRESETS, CoFlowConfig
 from marl_flow.coflow.inputs import condition
@@ -34,26 +30,24 @@ from marl_flow.interfaces import (
     TaskSpec,
     UserError,
     WindowSpec,
-    mean_metrics,
 )
 from marl_flow.normalize import Normalizers
 
 
-class CoFlow:
+class CoFlow(Algorithm):
     """The algorithm: config and networks in, updates and policies out."""
 
-    name: ClassVar[str] = "coflow"
-    presets: ClassVar[Mapping[str, CoFlowConfig]] = PRESETS
-    action_kinds: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
+    name = "coflow"
+    presets = PRESETS
     samples_in_steps = True
     return_conditioned = True
+    config: CoFlowConfig
 
-    def __init__(self, config: CoFlowConfig, spec: TaskSpec, normalizers: Normalizers, model: CoFlowModel) -> None:
-        self.config, self.spec, self.normalizers, self.model = config, spec, normalizers, model
-        self.device = next(model.parameters()).device
-        self.average = PolyakAverage(model, config.ema_decay, every=config.ema_every, start=config.ema_start)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-        self.updates_done = 0
+    def __init__(self, config: CoFlowConfig, spec: TaskSpec, normalizers: Normalizers, device: torch.device) -> None:
+        super().__init__(config, spec, normalizers, device)
+        self.model = CoFlowModel(config, spec).to(device)
+        self.average = PolyakAverage(self.model, config.ema_decay, every=config.ema_every, start=config.ema_start)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
 
     @property
     def executions(self) -> tuple[Execution, ...]:
@@ -68,20 +62,6 @@ class CoFlow:
     @classmethod
     def normalizer_kind(cls, config: CoFlowConfig) -> str:
         return config.normalizer
-
-    @classmethod
-    def build(
-        cls,
-        config: CoFlowConfig,
-        spec: TaskSpec,
-        normalizers: Normalizers,
-        *,
-        device: torch.device,
-        generator: torch.Generator,
-    ) -> CoFlow:
-        with seeding.global_scope(generator):
-            model = CoFlowModel(config, spec)
-        return cls(config, spec, normalizers.to(device), model.to(device))
 
     # Training
 
@@ -168,18 +148,10 @@ class CoFlow:
 
     def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
         """One step of Adam on the mean gradient of the micro-batches, then of the running average."""
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for part in batch.split(micro_batches):
-            loss, metrics = self.losses(part, generator)
-            (loss / micro_batches).backward()
-            parts.append(metrics)
-        metrics = mean_metrics(parts)
-        if self.config.gradient_clip is not None:
-            metrics["gradient_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        self.optimizer.step()
+        parts, clip = batch.split(micro_batches), self.config.gradient_clip
+        metrics = descend(self.optimizer, lambda part: self.losses(part, generator), parts, clip)
         self.updates_done += 1
         self.average.step(self.model, self.updates_done)
         return metrics
@@ -214,11 +186,5 @@ class CoFlow:
             raise UserError(f"coflow needs a number of sampling steps and a target return, got {acting}")
         return FlowPolicy(self.average.module, self.spec, self.normalizers, acting)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return pack_state(self._parts(), self.updates_done)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.updates_done = unpack_state(self._parts(), state)
-
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
+    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         return {"model": self.model, "average": self.average.module, "optimizer": self.optimizer}

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from marl_flow import baselines, checkpoint, datasets, evaluation, run_log, seeding, training
+from marl_flow.algorithm import Algorithm
 from marl_flow.benchmarks import suite
 from marl_flow.checkpoint import Header
 from marl_flow.commands.opponents import environment
 from marl_flow.config import digest
 from marl_flow.datasets import catalog
 from marl_flow.datasets.windows import return_quantile
-from marl_flow.interfaces import EXECUTIONS, ActingConfig, Algorithm, EvaluationResult, Execution, UserError
+from marl_flow.interfaces import EXECUTIONS, ActingConfig, EvaluationResult, Execution, UserError
 from marl_flow.run_folder import CONFIG, made_with
 from marl_flow.run_log import BlockLog
 

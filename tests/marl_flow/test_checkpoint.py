@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from marl_flow import baselines, checkpoint
-from marl_flow.checkpoint import Checkpoint, Header, pack_optimizer, unpack_optimizer
+from marl_flow.checkpoint import Checkpoint, Header
 from marl_flow.interfaces import UserError
+from marl_flow.module_state import pack_optimizer, unpack_optimizer
 from marl_flow.run_folder import RunRecord
 
 RUN = RunRecord(

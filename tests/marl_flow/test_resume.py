@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from marl_flow import baselines, checkpoint
-from marl_flow.interfaces import ActingConfig, Algorithm, Metrics
+from marl_flow.algorithm import Algorithm
+from marl_flow.interfaces import ActingConfig, Metrics
 from marl_flow.run_log import read_lines
 from marl_flow.training import TrainResult
 

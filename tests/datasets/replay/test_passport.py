@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from marl_flow import envs, seeding
-from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import rollout
 from marl_flow.datasets.replay.passport import card, render_card, show, verify
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import remove_store, replace_store, write_store
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.interfaces import TaskSpec, UserError
+from marl_flow.policies import UniformPolicy
 
 
 def test_card_by_hand(make_store) -> None:

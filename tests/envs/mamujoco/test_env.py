@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from marl_flow import envs
-from marl_flow.baselines.random_policy import UniformPolicy
 from marl_flow.datasets.collect import rollout
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.specs import known_spec
@@ -21,6 +20,7 @@ from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.mamujoco.env import RestorableRobotEnv, RobotEnv, RobotState
 from marl_flow.interfaces import Restorable, UserError
+from marl_flow.policies import UniformPolicy
 
 TASKS = ("mamujoco/2ant", "mamujoco/4ant", "mamujoco/2halfcheetah")
 ANT, CHEETAH = TASKS[0], TASKS[2]

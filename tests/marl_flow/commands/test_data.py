@@ -15,7 +15,6 @@ import torch
 from marl_flow import datasets, envs, seeding
 from marl_flow.commands import data, opponents
 from marl_flow.datasets import catalog, formats
-from marl_flow.datasets.behaviour import UniformPolicy
 from marl_flow.datasets.collect import rollout
 from marl_flow.datasets.remote import sources
 from marl_flow.datasets.remote.fetch import unpacked_place
@@ -23,6 +22,7 @@ from marl_flow.datasets.replay import passport as verify
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.mpe.prey import NetworkPrey
 from marl_flow.interfaces import UserError
+from marl_flow.policies import UniformPolicy
 
 TAG, PUBLISHED = "mpe/simple_tag", "omar/mpe/simple_tag/random-v1"
 
