@@ -559,6 +559,7 @@ def test_choices_masks_states_and_ends_are_compared() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=15, deadline=None)
+@pytest.mark.slow
 def test_random_numbers_never_fit_and_never_fail(
     task_id: str, lengths: list[int], whole: bool, final: bool, scale: float, seed: int
 ) -> None:
