@@ -122,7 +122,7 @@ def test_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_improves_a_robot(tmp_path: Path) -> None:
     """Catches a loss with the wrong sign and advantages of the wrong step."""
-    config = RobotConfig(robots=16, steps=128, iterations=12, keep_every=12, measure_episodes=8, minibatch=128)
+    config = RobotConfig(robots=16, steps=128, iterations=20, keep_every=20, measure_episodes=8, minibatch=128)
     mamujoco.train("mamujoco/2halfcheetah", config, tmp_path / "run")
     first, last = (row["return"] for row in json.loads((tmp_path / "run/record.json").read_text())["kept"])
     assert last > first + 200.0
