@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install quickstart test check docs bench format clean
+.PHONY: install quickstart test test-slow test-all check mypy pyright docs bench format clean
 
 install: $(STAMP)
 
@@ -17,13 +19,26 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/marl-flow quickstart
 
+# What finds mistakes quickly: under three minutes on two cores.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out: journeys, kills, whole datasets, installations.
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory --jobs 2 mypy pyright
+
+mypy: install
 	$(BIN)/mypy -p marl_flow
+
+pyright: install
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install
 	$(BIN)/ruff format .
