@@ -22,10 +22,10 @@ from torch.nn import functional
 
 from marl_flow.algorithm import Algorithm
 from marl_flow.baselines.networks import Perceptron
-from marl_flow.coflow.loss import masked_mean
 from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.policies import from_unit_box, to_unit_box
+from marl_flow.tensors import masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)

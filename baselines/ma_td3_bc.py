@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from marl_flow.algorithm import Algorithm, descend
 from marl_flow.baselines.networks import StackedPerceptron, move_towards
-from marl_flow.coflow.loss import masked_mean
 from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.policies import from_unit_box, to_unit_box
+from marl_flow.tensors import masked_mean
 
 TWINS = 2
 

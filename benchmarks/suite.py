@@ -1,7 +1,8 @@
 """The published tables that our results are compared with: reference returns, results, the paper's configurations.
 
-Three CSV files in `published/`, transcribed from the publications. A published number keeps the scale its table used:
-in CoFlow's MPE table its own two columns are raw returns and every other column is a normalised score.
+Two CSV files in `published/`, transcribed from the publications, and the mean returns in `marl_flow.tasks`. A published
+number keeps the scale its table used: in CoFlow's MPE table its own two columns are raw returns and every other column
+is a normalised score.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Literal
 
+from marl_flow import tasks
 from marl_flow.benchmarks.scores import normalized_score, raw_return
 from marl_flow.config import nearest
 from marl_flow.interfaces import Execution, UserError
@@ -100,10 +102,14 @@ class PaperSettings:
 
 @cache
 def dataset_means() -> Mapping[str, float]:
-    """Published mean team return of each dataset suite/task/quality."""
-    columns = {"suite": _text, "task": _text, "quality": _text, "mean_return": _number}
-    rows = _read("dataset_means.csv", columns)
-    return MappingProxyType({_dataset(row): row["mean_return"] for row in rows})
+    """Published mean team return of each dataset suite/task/quality; the real game's maps stand under `smac`."""
+    return MappingProxyType(
+        {
+            published_name(task_id, quality): mean
+            for task_id, card in tasks.CARDS.items()
+            for quality, mean in card.published_means.items()
+        }
+    )
 
 
 @cache

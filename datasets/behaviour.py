@@ -110,7 +110,7 @@ def read_stack(path: Path, quality: str) -> Stack:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"expected behaviour policies in the package's {path.name}, found: {error}; install marl_flow anew"
+            f"expected behaviour policies in the package's {path.name}, found: {error}; install marl_flow again"
         ) from error
     prefix = f"{quality}/"
     own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from marl_flow import tasks
 from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
 
 ORIGINS = ("native", "omar", "ogmarl", "user")
-"""native: built here. omar, ogmarl: published, downloaded. user: imported by a user under a name of their own."""
+"""native: built here. omar, ogmarl: published, downloaded. user: a user's own, imported, recorded or written."""
 _FULL = re.compile(
-    rf"(?P<origin>{'|'.join(ORIGINS)})/(?P<suite>[\w-]+)/(?P<task>\w+)/(?P<quality>[\w-]+)-v(?P<version>\d+)"
+    rf"(?P<origin>{'|'.join(ORIGINS)})/(?P<suite>[\w-]+)/(?P<task>[\w-]+)/(?P<quality>[\w-]+)-v(?P<version>\d+)"
 )
-_SHORT = re.compile(r"(?P<suite>[\w-]+)/(?P<task>\w+)/(?P<quality>[\w-]+)")
+_SHORT = re.compile(r"(?P<suite>[\w-]+)/(?P<task>[\w-]+)/(?P<quality>[\w-]+)")
 
 OMAR = (
     "Ling Pan, Longbo Huang, Tengyu Ma, Huazhe Xu. Plan Better Amid Conservatism: Offline Multi-Agent Reinforcement "
@@ -55,7 +56,7 @@ class DatasetId:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A dataset this suite knows how to obtain.
+    """A dataset this suite knows how to get.
 
     published_mean is the team return the publication gives for its data of this name, undiscounted: what native data
     are calibrated to, and what an imported copy should show. None where nothing was published (origin `user`).
@@ -109,7 +110,7 @@ def find(dataset_id: str) -> Entry:
             published_mean=None,
             published_source="none: not a published dataset",
             licence="as its owner says",
-            source="imported by a user; its provenance says from where",
+            source="a user's own; its provenance says from where",
             citation="as its owner says",
         )
     if name not in CATALOG:
@@ -117,10 +118,15 @@ def find(dataset_id: str) -> Entry:
     return CATALOG[name]
 
 
+def is_task_id(text: str) -> bool:
+    """Whether dataset ids can name this task: SUITE/TASK."""
+    return _FULL.fullmatch(f"user/{text}/any-v1") is not None
+
+
 def data_root() -> Path:
     """Where datasets are kept: MARL_FLOW_DATA, else the user's cache."""
-    place = os.environ.get("MARL_FLOW_DATA")
-    return Path(place) if place else Path.home() / ".cache" / "marl_flow" / "datasets"
+    chosen = os.environ.get("MARL_FLOW_DATA")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "marl_flow" / "datasets"
 
 
 def downloads_root(root: Path | None = None) -> Path:
@@ -155,60 +161,18 @@ def _nearest(text: str) -> str:
     )
 
 
-_COLUMN = "CoFlow (arXiv 2605.01457), dataset column"
-_CARD = "OG-MARL dataset card (instadeepai/og-marl: docs/dataset_cards/datacard_info.json)"
-_MEANS: Mapping[
-    str, tuple[str, Mapping[str, float]]
-] = {  # task -> where its means were published, mean of each quality
-    task: (source, dict(zip(qualities, means, strict=True)))
-    for source, qualities, rows in (
-        (
-            f"{_COLUMN}: mean over five seeds of OMAR's data (arXiv 2111.11188)",
-            ("expert", "medium-replay", "medium", "random"),
-            {
-                "mpe/simple_spread": (516.8, 194.2, 259.9, 159.8),
-                "mpe/simple_tag": (185.6, 14.2, 88.7, -4.1),
-                "mpe/simple_world": (79.5, 3.5, 43.3, -6.8),
-            },
-        ),
-        (
-            f"{_COLUMN}, of OG-MARL's data (arXiv 2302.00521)",
-            ("good", "medium", "poor"),
-            {
-                "mamujoco/2ant": (2556.0, 1061.3, 393.6),
-                "mamujoco/4ant": (2754.3, 1457.7, 416.0),
-                "smac/3m": (16.5, 10.0, 4.7),
-                "smac/2s3z": (18.3, 12.6, 6.9),
-                "smac/5m_vs_6m": (16.6, 12.6, 7.5),
-            },
-        ),
-        (
-            _CARD,  # the CoFlow table has no rows of these two
-            ("good", "medium", "poor"),
-            {"smac/8m": (16.86, 10.14, 5.28), "mamujoco/2halfcheetah": (6924.1, 1485.0, 400.5)},
-        ),
-    )
-    for task, means in rows.items()
-}
-
-
 REAL_GAME = "smac-sc2"
 """The suite whose tasks SMAC's published data are of: StarCraft II itself. `smac` is the embedded simulator's."""
 
 
-def _entries(
-    origin: str, suites: tuple[str, ...], *, licence: str, source: str, citation: str, smac: str = "smac"
-) -> Iterator[Entry]:
-    """One entry per task and quality of the suites, in the order of the table of means; `smac` names SMAC's tasks."""
-    for task_id, (published_source, means) in _MEANS.items():
-        suite, task = task_id.split("/")
-        for quality, mean in means.items() if suite in suites else ():
+def _entries(origin: str, suites: tuple[str, ...], *, licence: str, source: str, citation: str) -> Iterator[Entry]:
+    """One entry per task and quality of the suites, with the published mean of its data."""
+    for card in tasks.CARDS.values():
+        for quality, mean in card.published_means.items() if card.suite in suites else ():
             yield Entry(
-                dataset_id=DatasetId(
-                    origin=origin, suite=smac if suite == "smac" else suite, task=task, quality=quality, version=1
-                ),
+                dataset_id=DatasetId(origin=origin, suite=card.suite, task=card.name, quality=quality, version=1),
                 published_mean=mean,
-                published_source=published_source,
+                published_source=card.published_source,
                 licence=licence,
                 source=source,
                 citation=citation,
@@ -251,8 +215,7 @@ CATALOG: Mapping[str, Entry] = MappingProxyType(
             ),
             *_entries(
                 "ogmarl",
-                ("smac", "mamujoco"),
-                smac=REAL_GAME,
+                (REAL_GAME, "mamujoco"),
                 licence="apache-2.0",
                 source="OG-MARL's data, four behaviour policies: Hugging Face InstaDeepAI/og-marl (core), "
                 "instadeepai/og-marl",

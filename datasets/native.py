@@ -6,8 +6,7 @@ The policies are snapshots of small networks (behaviour.py); `random` has none: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -113,7 +112,7 @@ def build(
         "recipe_episodes": recipe.episodes,
         "batch_episodes": recipe.batch_episodes,
     }
-    with _one_thread():
+    with seeding.one_thread():
         env = make_env(name.task_id, recipe.batch_episodes, torch.device("cpu"))
         if name.quality == "random":
             uniform = UniformPolicy(env.spec.action)
@@ -152,14 +151,3 @@ def unlike_recipe(store: EpisodeStore) -> str:
     if store.spec.opponent != recipe.opponent:
         parts.append(f"against {store.spec.opponent}, the recipe's is against {recipe.opponent}")
     return "; ".join(parts)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside the block: how work is split over threads changes the last bits of some sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -39,7 +39,6 @@ class WindowSampler:
                 f"{store.dataset_id}: expected an episode of two steps or more (final observations are absent), "
                 f"found at most {int(lengths.max())}"
             )
-        place = self.device
         self._episodes = torch.stack(  # what a gather needs to know of each episode, [K, 5]
             [
                 torch.from_numpy(store.first_frames),
@@ -49,13 +48,13 @@ class WindowSampler:
                 torch.from_numpy(store.terminated.astype(np.int64)),
             ],
             dim=1,
-        ).to(place)
-        self._observations = as_tensor(store.observations, place)
-        self._actions = as_tensor(store.actions, place)
-        self._rewards = as_tensor(store.rewards, place)
-        self._returns = torch.from_numpy(store.returns_to_go(window.discount)).to(place)
-        self._state = None if store.state is None else as_tensor(store.state, place)
-        self._action_mask = None if store.action_mask is None else as_tensor(store.action_mask, place)
+        ).to(self.device)
+        self._observations = as_tensor(store.observations, self.device)
+        self._actions = as_tensor(store.actions, self.device)
+        self._rewards = as_tensor(store.rewards, self.device)
+        self._returns = torch.from_numpy(store.returns_to_go(window.discount)).to(self.device)
+        self._state = None if store.state is None else as_tensor(store.state, self.device)
+        self._action_mask = None if store.action_mask is None else as_tensor(store.action_mask, self.device)
 
     @property
     def num_windows(self) -> int:

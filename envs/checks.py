@@ -9,17 +9,17 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from marl_flow.interfaces import ActionSpec, ContractError, TimeStep, UserError, VectorEnv
+from marl_flow.interfaces import ActionSpec, ContractError, TaskSpec, TimeStep, UserError, VectorEnv
 from marl_flow.seeding import derive_seed, row_uniform
 
-Make = Callable[[int], VectorEnv]
+MakeEnv = Callable[[int], VectorEnv]
 ROWS = 3
 STEPS_AFTER_THE_END = 3
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What was done and what was said: actions [T, E, ...], and T + 1 time steps with what each was when handed out."""
+    """Actions [T, E, ...], the T + 1 time steps that were returned, and copies of them made at once."""
 
     actions: list[Tensor]
     steps: list[TimeStep]
@@ -27,38 +27,39 @@ class Episode:
 
 
 def check_vector_env(
-    make_env: Make, *, seed: int = 0, seeds_matter: bool = True, tolerance: float = 1e-4, compared_steps: int = 10
+    make_env: MakeEnv, *, seed: int = 0, seeds_matter: bool = True, tolerance: float = 1e-4, compared_steps: int = 10
 ) -> None:
-    """Raises a ContractError at the first clause that `make_env(num_envs)` breaks; plays a few whole episodes.
+    """Raises a ContractError at the first rule that `make_env(num_envs)` breaks; plays a few whole episodes.
 
-    seeds_matter: whether episodes of different seeds start differently (false for simulators that always start alike).
+    seeds_matter: whether episodes of different seeds start differently (false for simulators with a single start).
     tolerance: how far a row may be from the same episode in a batch of another size over the first `compared_steps`
-    (matrix products round differently with the size; chaos then grows the difference).
+    (matrix products round differently with the size, and chaotic dynamics then amplify the difference).
     """
     env = make_env(ROWS)
-    _check_description(env)
+    _check_description(env, ROWS)
     seeds = [derive_seed(seed, "check", index) for index in range(2 * ROWS)]
     first, second = seeds[:ROWS], seeds[ROWS:]
 
     episode = _play(env, first)
     _check_end(env, episode)
-    _check_kept(episode)
+    _check_unchanged(episode)
     _check_same(
         episode,
         _play(env, first),
-        "a second episode of the same seeds and actions differs: something survives `reset`, or is drawn globally",
+        "a second episode of the same seeds and actions differs: something survives `reset`, or is drawn from a global "
+        "generator",
     )
     _check_same(
         episode,
         _play(make_env(ROWS), first),
-        "another instance with the same seeds and actions differs: something is drawn when instances are built",
+        "another instance with the same seeds and actions differs: something is drawn when an instance is built",
     )
     if seeds_matter and torch.equal(episode.copies[0].observations, env.reset(second).observations):
         raise ContractError("episodes of different seeds start with the same observations: `reset` ignores its seeds")
-    mixed = [first[0], *second[1:]]
+    other_neighbours = [first[0], *second[1:]]
     _check_same(
         episode,
-        _play(env, mixed),
+        _play(env, other_neighbours),
         "row 0 changed although only its neighbours' seeds and actions did: something is drawn, averaged or indexed "
         "across rows",
         slice(0, 1),
@@ -67,11 +68,22 @@ def check_vector_env(
     _check_refusals(env, first)
 
 
-def _check_description(env: VectorEnv) -> None:
+def check_first_steps(env: VectorEnv, *, seed: int = 0) -> None:
+    """Raises a ContractError for what is wrong with the description, the first step or the next one: a quick look."""
+    _check_description(env, env.num_envs)
+    seeds = [derive_seed(seed, "check", index) for index in range(env.num_envs)]
+    step = env.reset(seeds)
+    _check_step(env, step, 0)
+    _check_step(env, env.step(_random_actions(env, step, seeds, 0)), 1)
+
+
+def _check_description(env: VectorEnv, num_envs: int) -> None:
     if not isinstance(env, VectorEnv):
-        raise ContractError("the object lacks a part of the VectorEnv protocol")
-    if env.num_envs != ROWS:
-        raise ContractError(f"num_envs: make_env({ROWS}) says {env.num_envs}")
+        raise ContractError(f"{type(env).__name__} lacks a part of the VectorEnv protocol")
+    if env.num_envs != num_envs:
+        raise ContractError(f"num_envs: {num_envs} requested, the environment says {env.num_envs}")
+    if not isinstance(env.spec, TaskSpec):
+        raise ContractError(f"spec: expected a TaskSpec, got {env.spec!r}")
     if not isinstance(env.device, torch.device):
         raise ContractError(f"device: expected a torch.device, got {env.device!r}")
 
@@ -79,8 +91,8 @@ def _check_description(env: VectorEnv) -> None:
 def _random_actions(env: VectorEnv, step: TimeStep, seeds: list[int], index: int) -> Tensor:
     """Uniform legal actions, [E, N, A] or [E, N]; each row's depend on its own seed, the step and its mask."""
     action, shape = env.spec.action, (env.num_envs, env.spec.num_agents, env.spec.action.size)
-    own = [derive_seed(seed, "actions") for seed in seeds]
-    draws = row_uniform(own, index, shape[1] * shape[2], device=env.device).to(torch.float32).view(shape)
+    action_seeds = [derive_seed(seed, "actions") for seed in seeds]
+    draws = row_uniform(action_seeds, index, shape[1] * shape[2], device=env.device).to(torch.float32).view(shape)
     if not action.is_discrete:
         low, high = (torch.tensor(bound, device=env.device) for bound in (action.low, action.high))
         return low + (high - low) * draws
@@ -89,7 +101,7 @@ def _random_actions(env: VectorEnv, step: TimeStep, seeds: list[int], index: int
 
 
 def _play(env: VectorEnv, seeds: list[int]) -> Episode:
-    """An episode of random actions until every row is over and some steps more, or those beyond the step limit."""
+    """An episode of random actions, continued for some steps after all rows have finished or the step limit."""
     with _untouched_global_state("reset"):
         steps = [env.reset(seeds)]
     _check_step(env, steps[0], 0)
@@ -145,68 +157,75 @@ def _check_step(env: VectorEnv, step: TimeStep, index: int) -> None:
         if name not in expected and getattr(step, name) is not None:
             reason = "continuous tasks have no masks" if name == "action_mask" else "the spec has no state_size"
             raise ContractError(f"{where}: {name} is given although {reason}")
-    for name, (shape, kind) in expected.items():
+    for name, (shape, dtype) in expected.items():
         value = getattr(step, name)
         if not isinstance(value, Tensor):
             raise ContractError(f"{where}: {name} is {type(value).__name__}, expected a tensor {list(shape)}")
         if tuple(value.shape) != shape:
             raise ContractError(f"{where}: {name} has shape {list(value.shape)}, the spec makes it {list(shape)}")
-        if (value.dtype == torch.bool) != (kind == "bool") or (kind == "floating") != value.is_floating_point():
-            raise ContractError(f"{where}: {name} is {value.dtype}, expected a {kind} type")
+        if (value.dtype == torch.bool) != (dtype == "bool") or (dtype == "floating") != value.is_floating_point():
+            raise ContractError(f"{where}: {name} is {value.dtype}, expected a {dtype} type")
         if value.device != env.device:
             raise ContractError(f"{where}: {name} is on {value.device}, the environment on {env.device}")
         if not bool(torch.isfinite(value).all()):
             raise ContractError(f"{where}: {name} is not finite: a division by zero or an unset entry")
     if step.action_mask is not None and not bool(step.action_mask.any(-1).all()):
-        raise ContractError(f"{where}: action_mask leaves an agent without a legal action; finished ones need one too")
+        raise ContractError(
+            f"{where}: action_mask leaves an agent without a legal action; finished agents need one too"
+        )
     if index == 0 and (bool(step.rewards.any()) or bool(step.finished.any())):
-        raise ContractError("reset: rewards or finished rows are left from the episode before")
+        raise ContractError("reset: rewards or finished rows remain from the last episode")
 
 
 def _check_end(env: VectorEnv, episode: Episode) -> None:
     limit = env.spec.max_steps
     for index, (before, after) in enumerate(zip(episode.copies, episode.copies[1:], strict=False), 1):
-        over, state = before.finished, "finished rows must freeze"
+        finished, rule = before.finished, "finished rows must freeze"
         if bool(
-            (after.terminated != before.terminated)[over].any() | (after.truncated != before.truncated)[over].any()
+            (after.terminated != before.terminated)[finished].any()
+            | (after.truncated != before.truncated)[finished].any()
         ):
-            raise ContractError(f"step {index}: the flags of a finished row changed: {state} until the next reset")
-        if bool(after.rewards[over].any()):
-            raise ContractError(f"step {index}: a finished row is paid: {state} and earn zero")
-        if not torch.equal(after.observations[over], before.observations[over]):
-            raise ContractError(f"step {index}: a finished row's observation changed: {state}; is it reset by itself?")
-        if index < limit and bool(after.truncated[~over].any()):
-            raise ContractError(f"step {index}: truncated before the spec's limit of {limit} steps: a wrong max_steps?")
+            raise ContractError(f"step {index}: the flags of a finished row changed: {rule} until the next reset")
+        if bool(after.rewards[finished].any()):
+            raise ContractError(f"step {index}: a finished row receives a reward: {rule}, with zero reward")
+        if not torch.equal(after.observations[finished], before.observations[finished]):
+            raise ContractError(
+                f"step {index}: a finished row's observation changed: {rule}; is there an automatic reset?"
+            )
+        if index < limit and bool(after.truncated[~finished].any()):
+            raise ContractError(
+                f"step {index}: truncated before the spec's limit of {limit} steps: is max_steps wrong?"
+            )
         if index == limit and not bool(after.finished.all()):
             raise ContractError(f"step {index}: rows are neither terminated nor truncated at the spec's limit of steps")
 
 
-def _check_kept(episode: Episode) -> None:
+def _check_unchanged(episode: Episode) -> None:
     for index, (step, copy) in enumerate(zip(episode.steps, episode.copies, strict=True)):
         if name := _difference(step, copy, slice(None)):
-            raise ContractError(f"{name} handed out at step {index} changed later: a buffer is reused; hand out copies")
+            raise ContractError(f"{name} returned at step {index} changed later: a buffer is reused; return copies")
 
 
-def _difference(one: TimeStep, other: TimeStep, rows: slice, tolerance: float = 0.0) -> str | None:
+def _difference(step: TimeStep, other: TimeStep, rows: slice, tolerance: float = 0.0) -> str | None:
     """The first field in which the given rows differ, or None."""
-    for field in fields(one):
-        mine, theirs = getattr(one, field.name), getattr(other, field.name)
-        if (mine is None) != (theirs is None):
+    for field in fields(step):
+        a, b = getattr(step, field.name), getattr(other, field.name)
+        if (a is None) != (b is None):
             return field.name
-        if mine is not None:
-            mine, theirs = mine[rows], theirs[rows]
-            if mine.shape != theirs.shape or not torch.allclose(mine.double(), theirs.double(), tolerance, tolerance):
+        if a is not None:
+            a, b = a[rows], b[rows]
+            if a.shape != b.shape or not torch.allclose(a.double(), b.double(), tolerance, tolerance):
                 return field.name
     return None
 
 
 def _check_same(episode: Episode, other: Episode, cause: str, rows: slice = slice(None)) -> None:
-    for index, (mine, theirs) in enumerate(zip(episode.copies, other.copies, strict=False)):
-        if name := _difference(mine, theirs, rows):
+    for index, (step, other_step) in enumerate(zip(episode.copies, other.copies, strict=False)):
+        if name := _difference(step, other_step, rows):
             raise ContractError(f"{name} at step {index}: {cause}")
 
 
-def _check_alone(make_env: Make, seeds: list[int], episode: Episode, tolerance: float, compared_steps: int) -> None:
+def _check_alone(make_env: MakeEnv, seeds: list[int], episode: Episode, tolerance: float, compared_steps: int) -> None:
     """The last row's episode again, alone."""
     env = make_env(1)
     step = env.reset(seeds[-1:])

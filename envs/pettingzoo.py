@@ -1,4 +1,4 @@
-"""The two directions of PettingZoo's parallel API: our tasks as `ParallelEnv`, and any `ParallelEnv` as `VectorEnv`."""
+"""Both directions of PettingZoo's parallel API: our tasks as `ParallelEnv`, and any `ParallelEnv` as `VectorEnv`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.envs import make
+from marl_flow.envs.base import ArrayEnv, check_num_envs
 from marl_flow.interfaces import ActionSpec, Policy, TaskSpec, TimeStep, UserError, VectorEnv
 
 MASK = "action_mask"
@@ -33,9 +34,9 @@ def to_parallel_env(
 class SingleEpisode(ParallelEnv[str, Any, Any]):
     """A `VectorEnv` of one row as a PettingZoo environment.
 
-    Observations are arrays [O], in discrete tasks {"observation": [O], "action_mask": int8 [A]}. `reset(seed)` plays
-    the episode that the row plays from this seed; without a seed the n-th episode's derives from the last one given
-    (at first the constructor's), so that a program without seeds repeats itself.
+    Observations are arrays [O], in discrete tasks {"observation": [O], "action_mask": int8 [A]}. `reset(seed)` starts
+    the episode that the row plays from this seed; without one, the n-th episode's seed derives from the last seed given
+    (at first the constructor's), so that a program without seeds is repeatable.
     """
 
     def __init__(self, env: VectorEnv, *, seed: int = 0, render_mode: str | None = None) -> None:
@@ -85,23 +86,23 @@ class SingleEpisode(ParallelEnv[str, Any, Any]):
             raise UserError(f"{spec.task_id}: no episode is running; call reset() first")
         if set(actions) != set(acting):
             raise UserError(f"{spec.task_id}: expected actions of {acting}, got {sorted(actions)}")
-        kind = np.int64 if spec.action.is_discrete else np.float64
-        joint = np.stack([np.asarray(actions[agent]).astype(kind) for agent in acting])
+        dtype = np.int64 if spec.action.is_discrete else np.float64
+        joint = np.stack([np.asarray(actions[agent]).astype(dtype) for agent in acting])
         self._time_step = step = self.env.step(torch.as_tensor(joint, device=self.env.device)[None])
-        over, cut = bool(step.terminated[0]), bool(step.truncated[0])
-        if over or cut:
+        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        if terminated or truncated:
             self.agents = []
         return (
             self._observations(step),
             dict(zip(acting, step.rewards[0].tolist(), strict=True)),
-            dict.fromkeys(acting, over),
-            dict.fromkeys(acting, cut),
+            dict.fromkeys(acting, terminated),
+            dict.fromkeys(acting, truncated),
             {agent: {} for agent in acting},
         )
 
     def state(self) -> np.ndarray:
         if self._time_step is None or self._time_step.state is None:
-            raise NotImplementedError(f"{self.env.spec.task_id} has no state before reset, or none at all")
+            raise NotImplementedError(f"{self.env.spec.task_id} has no state, or none before reset")
         return self._time_step.state[0].cpu().numpy().copy()
 
     def render(self) -> np.ndarray | None:
@@ -133,14 +134,14 @@ def _action_space(action: ActionSpec) -> gymnasium.Space[Any]:
     return gymnasium.spaces.Box(low, high, dtype=np.float32)
 
 
-class ParallelVectorEnv:
-    """E instances of a PettingZoo `ParallelEnv` whose agents all see and do the same kind of thing, stepped in turn.
+class ParallelVectorEnv(ArrayEnv):
+    """E instances of a PettingZoo `ParallelEnv` whose agents have equal spaces, stepped one after the other.
 
-    Observations are flat boxes, bare or under "observation" in a dict; actions finite flat boxes or `Discrete`. Legal
-    actions are read from "action_mask" in the observation dict or in an agent's info; without one all are legal. A row
-    is over when its last agent is; an agent that leaves earlier repeats its observation, is paid zero and may only
-    choose action 0, which is not passed on. A row still running at `max_steps` is truncated. Continuous actions are
-    passed on as given.
+    Observations are flat boxes, either the whole observation or under "observation" in a dict; actions are bounded flat
+    boxes or `Discrete`. Legal actions are read from "action_mask" in the observation dict or in an agent's info;
+    without one all are legal. A row ends when its last agent does; an agent that ends earlier repeats its observation,
+    receives zero reward and may only choose action 0, which is not passed on. A row that is still running at
+    `max_steps` is truncated. Continuous actions are passed on unchanged.
     """
 
     def __init__(
@@ -154,17 +155,17 @@ class ParallelVectorEnv:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if num_envs < 1:
-            raise UserError(f"{task_id}: expected at least one environment, got num_envs={num_envs}")
+        check_num_envs(task_id, num_envs)
         self._rows = [constructor() for _ in range(num_envs)]
         first = self._rows[0]
         names = list(first.possible_agents)
         self._names = names
-        box = _same(task_id, names, {name: _seen(first.observation_space(name)) for name in names}, "observation")
-        choice = _same(task_id, names, {name: first.action_space(name) for name in names}, "action")
+        observation_spaces = {name: _without_mask(first.observation_space(name)) for name in names}
+        box = _common_space(task_id, names, observation_spaces, "observation")
+        choice = _common_space(task_id, names, {name: first.action_space(name) for name in names}, "action")
         if not isinstance(box, gymnasium.spaces.Box) or len(box.shape) != 1:
             raise UserError(f"{task_id}: expected observations in a flat Box, got {box}; flatten them first")
-        self._spec = TaskSpec(
+        spec = TaskSpec(
             task_id=task_id,
             agents=tuple(str(name) for name in names),
             observation_size=box.shape[0],
@@ -172,51 +173,33 @@ class ParallelVectorEnv:
             max_steps=max_steps,
             team_reward=team_reward,
         )
+        super().__init__(spec, num_envs, device=device, dtype=dtype, array_dtype=np.float64)
         self._first_choice = int(choice.start) if isinstance(choice, gymnasium.spaces.Discrete) else 0
         self._action_type = choice.dtype
-        self._device, self._dtype = torch.empty(0, device=device).device, dtype
-        agents, size = len(names), self._spec.action.size
-        self._observations = np.zeros((num_envs, agents, self._spec.observation_size))
-        self._masks = np.ones((num_envs, agents, size), dtype=bool)
-        self._rewards = np.zeros((num_envs, agents))
-        self._terminated, self._truncated = np.zeros(num_envs, dtype=bool), np.zeros(num_envs, dtype=bool)
-        self._steps: int | None = None
-
-    @property
-    def spec(self) -> TaskSpec:
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        return len(self._rows)
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+        self._num_steps = 0
 
     def reset(self, seeds: Sequence[int]) -> TimeStep:
-        seeds = [int(seed) for seed in seeds]
-        if len(seeds) != self.num_envs or min(seeds) < 0 or max(seeds) >= 2**63:
-            raise UserError(f"{self._spec.task_id}: expected {self.num_envs} seeds in [0, 2**63), got {seeds[:8]}")
-        for value in (self._observations, self._rewards, self._terminated, self._truncated):
-            value[...] = 0
-        self._masks[...] = True
+        seeds = self._check_seeds(seeds)
+        self._clear()
         for row, (env, seed) in enumerate(zip(self._rows, seeds, strict=True)):
             observations, infos = env.reset(seed=seed)
             if list(env.agents) != self._names:
-                raise UserError(f"{self._spec.task_id}: expected agents {self._names} at reset, got {env.agents}")
-            self._read(row, self._names, observations, infos)
-        self._steps = 0
+                raise self._error(f"expected agents {self._names} at reset, got {env.agents}")
+            self._store(row, self._names, observations, infos)
+        self._num_steps, self._has_begun = 0, True
         return self._time_step()
 
     def step(self, actions: Tensor) -> TimeStep:
-        if self._steps is None:
-            raise UserError(f"{self._spec.task_id}: no episode has begun; call reset(seeds) first")
-        chosen = self._checked(actions)
-        self._steps += 1
+        self._require_started()
+        if self._spec.action.is_discrete:
+            chosen = self._check_legal(actions)
+        else:
+            chosen = self._check_continuous(actions).detach().cpu().numpy().astype(self._action_type)
+        self._num_steps += 1
         self._rewards[...] = 0
+        finished = self._finished()
         for row, env in enumerate(self._rows):
-            if not (self._terminated[row] or self._truncated[row]):
+            if not finished[row]:
                 self._advance(row, env, chosen[row])
         return self._time_step()
 
@@ -232,76 +215,36 @@ class ParallelVectorEnv:
         observations, rewards, terminated, truncated, infos = env.step(joint)
         for name in acting:
             self._rewards[row, self._names.index(name)] = rewards[name]
-        self._read(row, acting, observations, infos)
-        left = [name for name in acting if name in env.agents and not (terminated[name] or truncated[name])]
-        for name in set(self._names) - set(left):
+        self._store(row, acting, observations, infos)
+        running = [name for name in acting if name in env.agents and not (terminated[name] or truncated[name])]
+        for name in set(self._names) - set(running):
             self._masks[row, self._names.index(name)] = np.arange(self._spec.action.size) == 0
-        if not left:
+        if not running:
             self._truncated[row] = any(truncated[name] for name in acting)
             self._terminated[row] = not self._truncated[row]
-        elif self._steps == self._spec.max_steps:
+        elif self._num_steps == self._spec.max_steps:
             self._truncated[row] = True
 
-    def _read(self, row: int, names: list[Any], observations: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
+    def _store(self, row: int, names: list[Any], observations: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
         for name in names:
-            seen, index = observations[name], self._names.index(name)
+            observation, index = observations[name], self._names.index(name)
             mask = infos.get(name, {}).get(MASK)
-            if isinstance(seen, Mapping):
-                seen, mask = seen["observation"], seen.get(MASK, mask)
-            self._observations[row, index] = seen
+            if isinstance(observation, Mapping):
+                observation, mask = observation["observation"], observation.get(MASK, mask)
+            self._observations[row, index] = observation
             if mask is not None and self._spec.action.is_discrete:
                 self._masks[row, index] = np.asarray(mask, dtype=bool)
 
-    def _checked(self, actions: Tensor) -> np.ndarray:
-        spec = self._spec
-        shape: tuple[int, ...] = (self.num_envs, len(self._names))
-        if spec.action.is_discrete:
-            kind = "integers"
-            fits = not actions.is_floating_point() and not actions.is_complex() and actions.dtype != torch.bool
-        else:
-            kind, fits, shape = "floats", actions.is_floating_point(), (*shape, spec.action.size)
-        if not fits or tuple(actions.shape) != shape:
-            raise UserError(
-                f"{spec.task_id}: expected actions as {kind} of shape {shape}, "
-                f"got {actions.dtype} of shape {tuple(actions.shape)}"
-            )
-        chosen = actions.detach().cpu().numpy()
-        if not spec.action.is_discrete:
-            if not np.isfinite(chosen).all():
-                raise UserError(f"{spec.task_id}: expected finite actions; check the policy")
-            return chosen.astype(self._action_type)
-        in_range = (chosen >= 0) & (chosen < spec.action.size)
-        legal = in_range & np.take_along_axis(self._masks, np.where(in_range, chosen, 0)[..., None], -1)[..., 0]
-        legal |= in_range & (self._terminated | self._truncated)[:, None]
-        if not legal.all():
-            row, agent = np.argwhere(~legal)[0]
-            allowed = np.flatnonzero(self._masks[row, agent]).tolist()
-            raise UserError(
-                f"{spec.task_id}: row {row}, {spec.agents[agent]}: expected one of the legal actions {allowed}, "
-                f"got {chosen[row, agent]}"
-            )
-        return chosen
 
-    def _time_step(self) -> TimeStep:
-        def tensor(value: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(value, dtype=dtype, device=self._device)
-
-        return TimeStep(
-            observations=tensor(self._observations, self._dtype),
-            rewards=tensor(self._rewards, self._dtype),
-            terminated=tensor(self._terminated, torch.bool),
-            truncated=tensor(self._truncated, torch.bool),
-            action_mask=tensor(self._masks, torch.bool) if self._spec.action.is_discrete else None,
-        )
-
-
-def _seen(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
-    """What an agent observes, without the mask that may stand beside it."""
+def _without_mask(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """The space of an agent's observation, without the mask that may be beside it."""
     return space.spaces.get("observation", space) if isinstance(space, gymnasium.spaces.Dict) else space
 
 
-def _same(task_id: str, names: list[Any], spaces: dict[Any, gymnasium.Space[Any]], what: str) -> gymnasium.Space[Any]:
-    """The one space all agents share. Bounds of observations may differ: nothing reads them."""
+def _common_space(
+    task_id: str, names: list[Any], spaces: dict[Any, gymnasium.Space[Any]], what: str
+) -> gymnasium.Space[Any]:
+    """The one space that all agents have. Bounds of observations may differ: they are not used."""
     first = spaces[names[0]]
     for name in names[1:]:
         space = spaces[name]

@@ -1,8 +1,8 @@
 """StarCraft II itself: `smac-sc2/<map>` through the package smac, `smacv2-sc2/<race>_<n>_vs_<m>` through smacv2.
 
-Nothing here is installed with this package. `StarCraftEnv` looks for what it needs first and says how to get the rest.
-Observations, states, legal actions and rewards are the packages' own, unchanged: SMAC's default observation without
-agent ids, as in the published offline datasets.
+The game and its packages are not installed with this one. `StarCraftEnv` first checks what is missing and says how to
+get it. Observations, states, legal actions and rewards are the packages' own, unchanged: SMAC's default
+observation without agent ids, as in the published offline datasets.
 """
 
 from __future__ import annotations
@@ -19,42 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from marl_flow import tasks
 from marl_flow.config import nearest
+from marl_flow.envs.base import refuse_opponent
 from marl_flow.envs.process_pool import Frame, Outcome, ProcessPool
-from marl_flow.interfaces import ActionSpec, Policy, TaskSpec, UserError
+from marl_flow.interfaces import Policy, TaskSpec, UserError
 
-MAPS = {  # name: agents, enemies, step limit, races of both sides, bits of the unit type (smac: maps/smac_maps.py)
-    "3m": (3, 3, 60, "TT", 0),
-    "8m": (8, 8, 120, "TT", 0),
-    "25m": (25, 25, 150, "TT", 0),
-    "5m_vs_6m": (5, 6, 70, "TT", 0),
-    "8m_vs_9m": (8, 9, 120, "TT", 0),
-    "10m_vs_11m": (10, 11, 150, "TT", 0),
-    "27m_vs_30m": (27, 30, 180, "TT", 0),
-    "2s3z": (5, 5, 120, "PP", 2),
-    "3s5z": (8, 8, 150, "PP", 2),
-    "3s5z_vs_3s6z": (8, 9, 170, "PP", 2),
-    "3s_vs_3z": (3, 3, 150, "PP", 0),
-    "3s_vs_4z": (3, 4, 200, "PP", 0),
-    "3s_vs_5z": (3, 5, 250, "PP", 0),
-    "2m_vs_1z": (2, 1, 150, "TP", 0),
-    "2s_vs_1sc": (2, 1, 300, "PZ", 0),
-    "so_many_baneling": (7, 32, 100, "PZ", 0),
-    "MMM": (10, 10, 150, "TT", 3),
-    "MMM2": (10, 12, 180, "TT", 3),
-    "1c3s5z": (9, 9, 180, "PP", 3),
-    "6h_vs_8z": (6, 8, 150, "ZP", 0),
-    "corridor": (6, 24, 400, "PZ", 0),
-    "bane_vs_bane": (24, 24, 200, "ZZ", 2),
-    "2c_vs_64zg": (2, 64, 400, "PZ", 0),
-}
-TEAMS = {  # race: what its teams are drawn from and how often, and which types never make up a whole team
-    "terran": ({"marine": 0.45, "marauder": 0.45, "medivac": 0.1}, ["medivac"]),
-    "protoss": ({"stalker": 0.45, "zealot": 0.45, "colossus": 0.1}, []),
-    "zerg": ({"zergling": 0.45, "baneling": 0.1, "hydralisk": 0.45}, ["baneling"]),
-}
-SIZES = ((5, 5), (10, 10), (20, 20), (10, 11), (20, 23))
-NEEDED = {  # what a worker imports besides the package itself: module -> its distribution
+REQUIRED_MODULES = {  # what a worker imports besides the package itself: module -> its distribution
     "pysc2": "pysc2",
     "s2clientprotocol": "s2clientprotocol",
     "portpicker": "portpicker",
@@ -62,71 +33,52 @@ NEEDED = {  # what a worker imports besides the package itself: module -> its di
     "absl": "absl-py",
 }
 PROTOBUF = "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"
-TASKS = (
-    *(f"smac-sc2/{name}" for name in MAPS),
-    *(f"smacv2-sc2/{race}_{agents}_vs_{enemies}" for race in TEAMS for agents, enemies in SIZES),
-)
+TASKS = tuple(task_id for task_id, card in tasks.CARDS.items() if card.suite in ("smac-sc2", "smacv2-sc2"))
 
 
 @dataclass(frozen=True)
-class Battle:
-    """One task: who fights, for how long, and the names of its map. `race` names the drawn teams, v2 only."""
+class GameMap:
+    """How a task's map is called by its package and on the disk. race: of the drawn teams, v2 only."""
 
     package: str
     map_name: str
     map_file: str
-    agents: int
-    enemies: int
-    limit: int
-    races: str
-    type_bits: int
-    race: str | None = None
+    battle: tasks.Battle
+    race: tasks.Race | None = None
 
 
-def battle(task_id: str) -> Battle:
+def find_map(task_id: str) -> GameMap:
     if task_id not in TASKS:
         raise UserError(f"unknown task {task_id!r}; {nearest(task_id, TASKS)}")
     suite, _, name = task_id.partition("/")
     if suite == "smac-sc2":
-        return Battle("smac", name, f"{name}.SC2Map", *MAPS[name])
-    race, agents, _, enemies = name.split("_")
-    return Battle(
-        "smacv2", f"10gen_{race}", "32x32_flat.SC2Map", int(agents), int(enemies), 200, race[0].upper() * 2, 3, race
-    )
+        return GameMap("smac", name, f"{name}.SC2Map", tasks.SMAC_MAPS[name].battle)
+    battle = tasks.SMACV2_BATTLES[name]
+    race = battle.races[0]
+    return GameMap("smacv2", f"10gen_{race}", "32x32_flat.SC2Map", battle, race)
 
 
 def spec(task_id: str) -> TaskSpec:
-    """The `TaskSpec`, known without the packages; a worker compares it with what its package says."""
-    fight = battle(task_id)
-    mine, theirs = (int(race == "P") + fight.type_bits for race in fight.races)  # shield and type of one unit
-    num_actions = 6 + fight.enemies
-    own = 1 + mine + (2 if fight.race else 0)  # v2 shows an agent where it stands
-    return TaskSpec(
-        task_id=task_id,
-        agents=tuple(f"agent_{index}" for index in range(fight.agents)),
-        observation_size=4 + fight.enemies * (5 + theirs) + (fight.agents - 1) * (5 + mine) + own,
-        state_size=fight.agents * (4 + mine + num_actions) + fight.enemies * (3 + theirs),
-        action=ActionSpec(kind="discrete", size=num_actions),
-        max_steps=fight.limit,
-        team_reward="shared",
-    )
+    """The `TaskSpec`, known without the packages; a worker compares it with its package's description."""
+    find_map(task_id)
+    return tasks.find_card(task_id).spec
 
 
 class StarCraftEnv(ProcessPool):
     """E games of StarCraft II, each in a process of its own, behind `VectorEnv`.
 
-    **Episodes are not determined by seeds.** The packages seed a game when it is launched and only then: a row's first
-    seed seeds its game, later ones do nothing, and smacv2 draws its teams and places from generators it never seeds.
+    **Episodes are not determined by seeds.** The packages seed a game only when it is launched: a row's first seed is
+    its game's, later ones do nothing, and smacv2 draws its teams and positions from generators that it never seeds.
     rewards [E, N] repeat the team's reward. terminated: win, defeat or both sides dead; truncated: undecided at the
     step limit; won: the enemy was defeated. A game that crashes is a UserError, never the end of an episode.
 
-    Scale of the reward: a win of undamaged health is 20 in smac; smacv2 sets each row's scale by the first enemy team
-    that the row meets, so returns of different rows are on slightly different scales and win rates compare better.
+    Scale of the reward: killing every enemy once and winning is a return of 20 in smac; smacv2 sets each row's scale by
+    the row's first enemy team, so that returns of different rows are on slightly different scales: compare win rates.
 
-    smacv2's observations have a gap, passed on as it is: while nobody has seen enemy k yet, or once it is dead and
-    nobody stands near its last place, the entries of all enemies numbered below k are zero for every agent.
+    smacv2's observations have a known defect, passed on unchanged: while no agent has seen enemy k yet, or once it is
+    dead and no agent is near its last position, the entries of all enemies numbered below k are zero for every agent.
 
-    game_version: e.g. "4.10.0", which the published datasets were played on; None takes the newest installed.
+    game_version: e.g. "4.10.0", on which the published datasets were collected; None means the newest installed.
     """
 
     def __init__(
@@ -157,18 +109,18 @@ class Game:
     """One game as the pool's `SingleEnv`. The game is launched by the first `reset`.
 
     The package's own `reset` must not be called before the first episode of a game has ended: it would launch a second
-    game and count the enemies' health twice in the reward's scale. Such a game is replaced by a new one instead.
+    game and count the enemies' health twice in the reward's scale. In that case a new game replaces this one.
     """
 
     def __init__(self, task_id: str, game_version: str | None = None) -> None:
-        self._battle, self._version = battle(task_id), game_version
+        self._map, self._version = find_map(task_id), game_version
         self._env: Any = None
         self._has_ended = False
         self._steps = 0
 
     def describe(self) -> Mapping[str, Any]:
-        """From the package's constructor, which launches nothing."""
-        found = self._build(None).get_env_info()
+        """From the package's constructor, which launches no game."""
+        info = self._build(None).get_env_info()
         names = {
             "num_agents": "n_agents",
             "observation_size": "obs_shape",
@@ -176,7 +128,7 @@ class Game:
             "num_actions": "n_actions",
             "max_steps": "episode_limit",
         }
-        return {ours: int(found[theirs]) for ours, theirs in names.items()}
+        return {ours: int(info[theirs]) for ours, theirs in names.items()}
 
     def reset(self, seed: int) -> Frame:
         for _ in range(2):
@@ -185,25 +137,25 @@ class Game:
             if self._env is None:
                 self._env, self._has_ended = self._build(seed), False
             relaunches = self._env.force_restarts
-            self._env.reset()  # smacv2 returns None where it had to place its units twice
+            self._env.reset()  # smacv2 returns None if it had to place its units twice
             if self._env.force_restarts == relaunches:
                 self._fix_reward_scale()
                 self._steps = 0
                 return self._frame()
-            self.close()  # crashed and relaunched within reset: its units may be those of the game that is gone
-        raise UserError(f"the game crashed twice while a battle on {self._battle.map_name} was prepared; {_ADVICE}")
+            self.close()  # crashed and relaunched within reset: its units may belong to the former game
+        raise UserError(f"the game crashed twice while a battle on {self._map.map_name} was prepared; {_CRASH_ADVICE}")
 
     def step(self, actions: Sequence[int]) -> Outcome:
         self._steps += 1
-        reward, over, info = self._env.step([int(action) for action in actions])
-        if "battle_won" not in info:  # how the packages report a crash: no reward, the end, an empty info
-            raise UserError(f"the game crashed in step {self._steps} of an episode; {_ADVICE}")
+        reward, ended, info = self._env.step([int(action) for action in actions])
+        if "battle_won" not in info:  # how the packages report a crash: zero reward, the end, an empty info
+            raise UserError(f"the game crashed in step {self._steps} of an episode; {_CRASH_ADVICE}")
         truncated = bool(info.get("episode_limit", False))  # set by the packages when the limit, not a side, decided
-        self._has_ended |= bool(over)
+        self._has_ended |= bool(ended)
         return Outcome(
             frame=self._frame(),
             reward=float(reward),
-            terminated=bool(over) and not truncated,
+            terminated=bool(ended) and not truncated,
             truncated=truncated,
             won=bool(info["battle_won"]),
         )
@@ -214,8 +166,8 @@ class Game:
             self._env = None
 
     def _frame(self) -> Frame:
-        """Asks for observations once a step, after `reset` once more than it did itself: smacv2's change when asked
-        again (who has seen whom), and this is how its own training code asks."""
+        """Reads observations once a step, and once more after `reset`: smacv2's change with every reading (which agents
+        have seen which units), and its own training code reads them this way."""
         return Frame(
             observations=np.asarray(self._env.get_obs(), dtype=np.float32),
             mask=np.asarray(self._env.get_avail_actions(), dtype=bool),
@@ -223,27 +175,27 @@ class Game:
         )
 
     def _fix_reward_scale(self) -> None:
-        """While its first battle is prepared a package adds the enemies' health up in every frame it looks at, more
-        than once if units appear late: here once."""
-        inner = self._env.env if self._battle.race else self._env
+        """While its first battle is prepared, a package adds the enemies' health to the scale in every frame, more than
+        once if units appear late. This counts it once."""
+        inner = self._env.env if self._map.race else self._env
         if not self._has_ended:
             health = sum(unit.health_max + unit.shield_max for unit in inner.enemies.values())
             inner.max_reward = inner.n_enemies * inner.reward_death_value + inner.reward_win + health
 
     def _build(self, seed: int | None) -> Any:
-        """The package's environment. continuing_episode does nothing but tell time-outs from decided battles.
+        """The package's environment. continuing_episode only tells time-outs from decided battles.
 
-        The game's protocol was generated for protobuf below 3.21, which TensorBoard no longer works with; newer ones
-        read it with their implementation in Python, which is also the only one that 3.20 has for our Pythons.
+        The game's protocol was generated for protobuf below 3.21, with which TensorBoard no longer works; newer ones
+        read it with their implementation in Python, which is also the only one that 3.20 has for our Python versions.
         """
         os.environ.setdefault(PROTOBUF, "python")
         options: dict[str, Any] = {
-            "map_name": self._battle.map_name,
+            "map_name": self._map.map_name,
             "continuing_episode": True,
             "game_version": self._version,
             "seed": None if seed is None else seed % (2**32 - 1) + 1,  # 32 bits in the game's protocol
         }
-        if self._battle.race is None:
+        if self._map.race is None:
             from smac.env import StarCraft2Env
 
             return StarCraft2Env(**options)
@@ -251,67 +203,70 @@ class Game:
 
         return StarCraftCapabilityEnvWrapper(
             **options,
-            capability_config=capability_config(self._battle),  # made anew: the wrapper writes into it
+            capability_config=capability_config(self._map),  # a new one: the wrapper writes into it
             use_unit_ranges=True,
             min_attack_range=2,
             obs_own_pos=True,
         )
 
 
-_ADVICE = "StarCraft II does so now and then, for want of memory above all: use fewer environments"
+_CRASH_ADVICE = "StarCraft II does this sometimes, mostly when memory is short: use fewer environments"
 
 
-def capability_config(fight: Battle) -> dict[str, Any]:
-    """How SMACv2 draws an episode: both teams, the larger one's surplus included, and where everybody starts."""
-    assert fight.race is not None
-    weights, exceptions = TEAMS[fight.race]
-    team = {"dist_type": "weighted_teams", "unit_types": [*weights], "weights": [*weights.values()], "observe": True}
-    if exceptions:
-        team["exception_unit_types"] = exceptions
+def capability_config(game_map: GameMap) -> dict[str, Any]:
+    """How SMACv2 draws an episode: both teams, the larger one's additional units included, and all start positions."""
+    assert game_map.race is not None
+    drawn = tasks.SMACV2_TEAMS[game_map.race]
+    team: dict[str, Any] = {"dist_type": "weighted_teams", "unit_types": [*drawn.units]}
+    team |= {"weights": [*drawn.units.values()], "observe": True}
+    if drawn.never_alone:
+        team["exception_unit_types"] = [*drawn.never_alone]
     return {
-        "n_units": fight.agents,
-        "n_enemies": fight.enemies,
+        "n_units": game_map.battle.num_agents,
+        "n_enemies": game_map.battle.num_enemies,
         "team_gen": team,
         "start_positions": {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32},
     }
 
 
 def check_installed(task_id: str) -> None:
-    """Raises a UserError that lists everything a task lacks on this machine, and how to get it. Starts nothing."""
-    fight = battle(task_id)
-    missing = [*_missing_packages(fight.package), *_missing_game(fight.map_file)]
+    """Raises a UserError that lists everything that a task needs and this machine lacks, and how to get it."""
+    game_map = find_map(task_id)
+    missing = [*_missing_packages(game_map.package), *_missing_game(game_map.map_file)]
     if missing:
         listed = "\n".join(f"  - {line}" for line in missing)
         raise UserError(
-            f"{task_id} is played by StarCraft II itself, which is not (wholly) installed here:\n{listed}\n"
+            f"{task_id} runs StarCraft II itself, which is not completely installed here:\n{listed}\n"
             "The embedded simulator needs none of this"
         )
 
 
 def _missing_packages(package: str) -> Iterator[str]:
-    install = f"pip install --no-deps git+https://github.com/oxwhirl/{package}.git {' '.join(NEEDED.values())}"
-    found = importlib.util.find_spec(package)
-    folders = [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
-    if found and not any((folder / "env" / "starcraft2" / "starcraft2.py").is_file() for folder in folders):
+    install = (
+        f"pip install --no-deps git+https://github.com/oxwhirl/{package}.git {' '.join(REQUIRED_MODULES.values())}"
+    )
+    module = importlib.util.find_spec(package)
+    folders = [Path(folder) for folder in (module.submodule_search_locations or [])] if module else []
+    if module and not any((folder / "env" / "starcraft2" / "starcraft2.py").is_file() for folder in folders):
         yield (
             f"module {package}: looked for its folder env/starcraft2, found another project of the same name in "
-            f"{', '.join(map(str, folders))} (plain `pip install smac` gets one); pip uninstall {package}, {install}"
+            f"{', '.join(map(str, folders))} (plain `pip install smac` installs it); pip uninstall {package}, {install}"
         )
-    missing = [name for name in (package, *NEEDED) if importlib.util.find_spec(name) is None]
+    missing = [name for name in (package, *REQUIRED_MODULES) if importlib.util.find_spec(name) is None]
     if missing:
         yield (
-            f"Python packages: looked for the modules {', '.join((package, *NEEDED))}, did not find "
+            f"Python packages: looked for the modules {', '.join((package, *REQUIRED_MODULES))}, did not find "
             f"{', '.join(missing)}; {install} (without --no-deps it brings a protobuf that breaks TensorBoard)"
         )
 
 
 def _missing_game(map_file: str) -> Iterator[str]:
-    """What pysc2 would not find, on Linux; elsewhere its own search is longer, and its own complaint is passed on."""
+    """What pysc2 would not find, on Linux; on other systems its own search and its own message are used."""
     if not sys.platform.startswith("linux"):
         return
-    given = os.environ.get("SC2PATH")
-    folder = Path(given if given is not None else "~/StarCraftII").expanduser()
-    source = "SC2PATH" if given is not None else "its usual place, SC2PATH is not set"
+    chosen = os.environ.get("SC2PATH")
+    folder = Path(chosen if chosen is not None else "~/StarCraftII").expanduser()
+    source = "SC2PATH" if chosen is not None else "the default, as SC2PATH is not set"
     download = (
         "get the Linux package 4.10 from https://github.com/Blizzard/s2client-proto#downloads (under its licence), "
         "unpack it and set SC2PATH to the folder StarCraftII"
@@ -339,6 +294,5 @@ def make(
     task_id: str, num_envs: int, device: torch.device | str, dtype: torch.dtype | None, opponent: Policy | None
 ) -> StarCraftEnv:
     """The environment of a task; arguments as in `marl_flow.envs.make`."""
-    if opponent is not None:
-        raise UserError(f"{task_id}: the enemy is the game's own; leave `opponent` out")
+    refuse_opponent(task_id, opponent)
     return StarCraftEnv(task_id, num_envs, device=device, dtype=dtype or torch.float32)

@@ -26,9 +26,10 @@ from torch import Tensor
 from marl_flow import seeding
 from marl_flow.algorithm import Algorithm, reference
 from marl_flow.config import from_json
+from marl_flow.files import write_atomically
 from marl_flow.interfaces import TaskSpec, UserError
 from marl_flow.normalize import Normalizers
-from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, checkpoint_path, write_atomically
+from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, checkpoint_path
 
 log = logging.getLogger(__name__)
 

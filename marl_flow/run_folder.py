@@ -7,10 +7,8 @@ lock            held by the process that trains         checkpoints/            
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
 import platform
 import re
 import subprocess
@@ -23,6 +21,7 @@ import numpy
 import torch
 
 from marl_flow.config import from_json
+from marl_flow.files import lock_file, unfinished_writes, write_atomically
 from marl_flow.interfaces import UserError
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,6 @@ MAY_CHANGE = frozenset(
     f"training.{name}" for name in ("updates", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 )
 """What may differ when a run is continued, because no weight depends on it."""
-_TEMPORARY = ".writing"
 
 
 def checkpoint_path(run_folder: Path, update: int) -> Path:
@@ -62,27 +60,7 @@ class RunRecord:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Makes the run folder this process's own inside the block; the kernel releases it however the process ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: expected a folder that can be written, found {error.strerror} ({error.filename}); choose "
-            "another --out"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            raise UserError(
-                f"{folder}: expected a run folder that nobody uses, found it in use by process {owner}; wait for it, "
-                "stop it, or choose another --out"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with lock_file(folder / LOCK, f"training into {folder}", "choose another --out"):
         yield
 
 
@@ -193,28 +171,11 @@ def environment_info() -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file holds all of `data`, on disk, or is as it was before."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def remove_unfinished(run_folder: Path) -> None:
     """Deletes what a killed training left half-written: files of exactly the names it writes under."""
-    (run_folder / f"{CONFIG}{_TEMPORARY}").unlink(missing_ok=True)
-    for path in (run_folder / CHECKPOINTS).glob(f"*{_TEMPORARY}"):
-        if CHECKPOINT_NAME.fullmatch(path.name.removesuffix(_TEMPORARY)):
+    for path, name in unfinished_writes(run_folder):
+        if name == CONFIG:
+            path.unlink()
+    for path, name in unfinished_writes(run_folder / CHECKPOINTS):
+        if CHECKPOINT_NAME.fullmatch(name):
             path.unlink()

@@ -6,7 +6,6 @@ the next writer takes exactly that away.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from marl_flow.config import from_json
+from marl_flow.files import lock_open_file
 from marl_flow.interfaces import EvaluationResult, UserError
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class LineWriter:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        lock_open_file(self._file, wait=True)
 
     def write(self, records: Iterable[Mapping[str, Any]]) -> None:
         self.write_bytes(b"".join(json.dumps(record, allow_nan=False).encode() + b"\n" for record in records))

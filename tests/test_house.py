@@ -17,16 +17,27 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("marl_flow", "envs", "datasets", "baselines", "benchmarks")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BOTTOM = {"interfaces", "config", "seeding", "normalize", "module_state", "policies"}
+BOTTOM = {
+    "interfaces",
+    "config",
+    "seeding",
+    "normalize",
+    "module_state",
+    "policies",
+    "tensors",
+    "rollout",
+    "files",
+    "tasks",
+}
 CORE = BOTTOM | {"algorithm"}
 COFLOW = {
-    "config": CORE | {"coflow/loss"},
-    "loss": CORE,
-    "inputs": CORE,
+    "config": CORE,
     "network": CORE,
-    "model": CORE | {"coflow/config", "coflow/loss", "coflow/network"},
+    "model": CORE | {"coflow/config", "coflow/network"},
+    "loss": CORE | {"coflow/config", "coflow/model"},
+    "inputs": CORE | {"coflow/config", "coflow/loss", "coflow/model"},
     "sampler": CORE,
-    "policy": CORE | {"coflow/config", "coflow/inputs", "coflow/model", "coflow/sampler"},
+    "policy": CORE | {"coflow/inputs", "coflow/model", "coflow/sampler"},
     "released_weights": CORE | {"coflow/model"},
     "algorithm": CORE | {"coflow"},
 }
@@ -36,7 +47,11 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "interfaces": set(),
     "seeding": set(),
     "config": {"interfaces"},
+    "tasks": {"interfaces", "config"},
     "normalize": {"interfaces", "config"},
+    "tensors": set(),
+    "rollout": {"interfaces"},
+    "files": {"interfaces"},
     "run_folder": BOTTOM,
     "module_state": set(),
     "policies": {"interfaces"},
@@ -55,11 +70,12 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "__main__": EVERYTHING,
     "commands": EVERYTHING,
     "envs": BOTTOM | {"envs"},
-    "envs/mpe": BOTTOM | {"envs/mpe"},
-    "envs/smac": BOTTOM | {"envs/smac"},
-    "envs/mamujoco": BOTTOM | {"envs/mamujoco", "envs/pettingzoo", "envs/process_pool"},
+    "envs/base": BOTTOM,
+    "envs/mpe": BOTTOM | {"envs/base", "envs/mpe"},
+    "envs/smac": BOTTOM | {"envs/base", "envs/smac"},
+    "envs/mamujoco": BOTTOM | {"envs/base", "envs/mamujoco", "envs/pettingzoo"},
     "datasets": BOTTOM | {"datasets"},
-    "baselines": CORE | {"coflow", "baselines/networks"},
+    "baselines": CORE | {"baselines/networks"},
     "benchmarks": EVERYTHING,
 }
 MAY_PRINT = {"marl_flow/cli.py", "marl_flow/cli_data.py", "benchmarks/speed/__main__.py"}

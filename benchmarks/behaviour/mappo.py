@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from marl_flow import seeding
 from marl_flow.envs.mamujoco.env import RobotEnv, RobotState
-from marl_flow.envs.mamujoco.tasks import partition
+from marl_flow.envs.mamujoco.tasks import find_partition
 from marl_flow.interfaces import TaskSpec, TimeStep
 from marl_flow.module_state import pack_state, unpack_state
 
@@ -160,7 +160,7 @@ class Learner:
         pool = RobotEnv(task_id, FIRST_STATES, num_threads=1)
         pool.reset(seeding.environment_seeds("behaviour", config.seed, FIRST_STATES))
         self.first = pool.state
-        spec, kind = self.env.spec, partition(task_id)
+        spec, kind = self.env.spec, find_partition(task_id)
         x_of_state = torch.arange(kind.robot.num_positions + kind.robot.num_velocities) == 0
         with seeding.global_scope(self.generator):
             self.actor = Actor(spec, config)

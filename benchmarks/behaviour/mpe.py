@@ -36,7 +36,7 @@ from marl_flow import seeding
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour.prey import BONUS, contact, cut_gradient, prey_columns
 from marl_flow.envs.mpe.env import ParticleEnv
-from marl_flow.envs.mpe.scenarios import scenario
+from marl_flow.envs.mpe.scenarios import find_scenario
 from marl_flow.interfaces import TaskSpec, UserError
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def hunt_shaping(task_id: str, observations: Tensor) -> Tensor:
 
     The bonus for a contact of its own, made smooth, and the nearness of the prey.
     """
-    kind = scenario(task_id)
+    kind = find_scenario(task_id)
     distance = observations[..., prey_columns(kind)][..., :2].square().sum(-1).add(1e-8).sqrt()
     return BONUS[task_id] * contact(distance, kind.radii[0] + kind.radii[3]) - 0.3 * distance
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from marl_flow import seeding
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.envs.mpe.prey import FleeingPrey, NetworkPrey
-from marl_flow.envs.mpe.scenarios import Scenario, observation_fields, scenario
+from marl_flow.envs.mpe.scenarios import Scenario, find_scenario, observation_fields
 from marl_flow.interfaces import Policy, UserError
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Hunter:
     network_passes = 0
 
     def __init__(self, task_id: str, lead: float | Tensor, noise: float | Tensor = 0.0) -> None:
-        kind = scenario(task_id)
+        kind = find_scenario(task_id)
         self.prey = prey_columns(kind)
         self.lead, self.noise = lead, noise
 
@@ -155,10 +155,10 @@ def cut_gradient(env: ParticleEnv) -> Tensor:
 
 def train(task_id: str, config: PreyConfig) -> NetworkPrey:
     """A prey trained against the scripted hunters."""
-    kind = scenario(task_id)
+    kind = find_scenario(task_id)
     generator = seeding.generator(config.seed, "prey", task_id)
     with seeding.global_scope(generator):
-        evader = Evader(len(observation_fields(kind, kind.kinds.index("prey"))), config)
+        evader = Evader(len(observation_fields(kind, kind.entities.index("prey"))), config)
     env = ParticleEnv(task_id, config.episodes, opponent=evader)
     optimizer = torch.optim.Adam(evader.parameters(), lr=config.learning_rate)
     for iteration in range(config.iterations):
@@ -219,7 +219,7 @@ def comparison(omar: Path | None) -> str:
     """Every prey against every hunt, as a table."""
     lines = [f"{'task':<18}{'prey':<16}{'hunt':<14}{'predators earn':>20}{'escape rate':>13}{'never caught':>14}"]
     for task_id in TASKS:
-        kind = scenario(task_id)
+        kind = find_scenario(task_id)
         scripted = FleeingPrey(
             num_obstacles=len(kind.indices("obstacle")), num_landmarks=kind.num_entities - kind.num_agents
         )

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from marl_flow.files import write_atomically
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import write_atomically
 
 
 class KeptActors:

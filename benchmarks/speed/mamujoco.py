@@ -21,7 +21,6 @@ import torch
 
 from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
 from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
-from marl_flow.benchmarks.speed.mpe import one_thread
 from marl_flow.commands import train as making
 from marl_flow.commands.data import training_data
 from marl_flow.datasets import native
@@ -47,7 +46,7 @@ def rows() -> Iterator[dict[str, Any]]:
     """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
     share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first; in
     the end an evaluation."""
-    with one_thread():
+    with seeding.one_thread():
         for task_id, scenario, partition in (
             ("mamujoco/2ant", "Ant", "2x4"),
             ("mamujoco/2halfcheetah", "HalfCheetah", "2x3"),
@@ -194,25 +193,25 @@ def observation_share(env: RobotEnv) -> float:
         yield
         spent += time.perf_counter() - start
 
-    look, tell = env._look, env._time_step
+    observe, emit = env._observe, env._time_step
 
-    def timed_look(rows: np.ndarray) -> None:
+    def timed_observe(rows: np.ndarray) -> None:
         with timed():
-            look(rows)
+            observe(rows)
 
-    def timed_tell(rewards: np.ndarray) -> TimeStep:
+    def timed_emit(rewards: np.ndarray) -> TimeStep:
         with timed():
-            return tell(rewards)
+            return emit(rewards)
 
     run = our_run(env)
-    env._look, env._time_step = timed_look, timed_tell  # type: ignore[method-assign]
+    env._observe, env._time_step = timed_observe, timed_emit  # type: ignore[method-assign]
     try:
         start = time.perf_counter()
         for _ in range(REPEATS):
             run()
         return 100.0 * spent / (time.perf_counter() - start)
     finally:
-        del env._look, env._time_step
+        del env._observe, env._time_step
 
 
 def engine_runs(model_name: str) -> dict[str, Run]:

@@ -6,8 +6,6 @@ Steps include resets, observations and rewards; actions are drawn beforehand. `b
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,16 +33,6 @@ class StillPrey:
         return observations.new_zeros(observations.shape[0], 1, 2)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def steps_per_second(env: VectorEnv, num_episodes: int) -> tuple[float, float]:
     """Environment steps per CPU-second and per second of wall time: the medians of REPEATS runs."""
     steps, size = env.spec.max_steps, env.num_envs
@@ -69,7 +57,7 @@ def rows() -> list[dict[str, Any]]:
     """One record per task, opponent and batch size: task, opponent, num_envs, steps_per_cpu_second, steps_per_second,
     and the target (per CPU-second at LARGE_BATCH, per second at one environment). One thread, float32."""
     records = []
-    with one_thread():
+    with seeding.one_thread():
         for task_id, target in TARGETS.items():
             policies: dict[str, Policy | None] = {"none": None}
             if envs.spec(task_id).opponent is not None:

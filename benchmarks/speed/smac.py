@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from marl_flow import seeding
-from marl_flow.benchmarks.speed.mpe import one_thread
 from marl_flow.benchmarks.studies.smac_simulator import ACTION_STREAM, random_legal
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import find_map
@@ -48,7 +47,7 @@ Run = Callable[[], tuple[int, float, float]]
 
 def rows() -> Iterator[dict[str, Any]]:
     """Records of name, value, unit, target; memory where /proc tells it (Linux)."""
-    with one_thread():
+    with seeding.one_thread():
         for name, target in TARGETS.items():
             runs: dict[str, Run] = {f"{size:,} at once": our_run(name, size) for size in BATCHES}
             if has_lite():
@@ -151,7 +150,7 @@ def lite_run(name: str) -> Run:
             battle = MapInfo.from_file(str(path))
     with contextlib.redirect_stdout(io.StringIO()):  # it says which collision code it found
         env = SMACliteEnv(map_info=battle, seed=0)
-    limit = find_map(name).limit
+    limit = find_map(name).battle.max_steps
     source = np.random.default_rng(seeding.derive_seed(0, "bench_smac", "lite actions"))
 
     def run() -> tuple[int, float, float]:

@@ -15,7 +15,7 @@ from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.report import table
 from marl_flow.commands import data
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.envs.smac.features import RETURN_OF_A_CLEAN_WIN, WIN_REWARD, max_reward
+from marl_flow.envs.smac.features import CLEAN_WIN_RETURN, WIN_REWARD, max_reward
 from marl_flow.envs.smac.maps import find_map
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def won(store: EpisodeStore) -> np.ndarray:
     """Which episodes [K] were won: those whose last reward holds the win's."""
     battle = find_map(store.spec.task_id.partition("/")[2])
     life = sum(unit.health + unit.shield for unit, _ in battle.opponents)
-    bonus = WIN_REWARD * RETURN_OF_A_CLEAN_WIN / max_reward(battle, life)
+    bonus = WIN_REWARD * CLEAN_WIN_RETURN / max_reward(battle, life)
     return store.rewards[store.offsets[1:] - 1, 0] >= bonus - 1e-4
 
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from marl_flow import seeding
-from marl_flow.envs.smac.battle import LIMBO
+from marl_flow.envs.smac.battle import OFF_MAP
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.features import CENTRE, SIGHT_RANGE
-from marl_flow.envs.smac.maps import NUM_BASIC_ACTIONS
 from marl_flow.envs.smac.units import LOOPS_PER_STEP
+from marl_flow.tasks import NUM_BASIC_ACTIONS
 
 PUBLISHED: Mapping[str, str] = {
     "3m": "OG-MARL: Good 16.49 (22.9), Medium 9.96 (23.9), Poor 4.69 (20.4); max 20",
@@ -110,7 +110,7 @@ def shooting(battles: int, health: float) -> Tensor:
     state, enemy = env.battle_state, env.spec.num_agents
     lives = torch.zeros_like(state.battle.health)
     lives[0], lives[enemy] = 1e5, health
-    x = (LIMBO + 10.0 * torch.arange(len(lives)))[:, None].expand_as(lives).clone()
+    x = (OFF_MAP + 10.0 * torch.arange(len(lives)))[:, None].expand_as(lives).clone()
     x[0], x[enemy] = CENTRE, CENTRE + 5.0
     y = torch.where(lives > 0, CENTRE, x)
     battle = dataclasses.replace(state.battle, health=lives, x=x, y=y, goal_x=x.clone(), goal_y=y.clone())

@@ -25,13 +25,12 @@ from torch import Tensor
 
 from marl_flow import envs, seeding
 from marl_flow.benchmarks.scores import wilson_interval
-from marl_flow.benchmarks.speed.mpe import one_thread
 from marl_flow.benchmarks.studies.smac_references import PUBLISHED, SMACLITE, SMACV2, regression
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import MAPS, find_map
 from marl_flow.envs.smac.scripted import SCRIPTS, ScriptedTeam
+from marl_flow.files import write_atomically
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ def study(maps: Sequence[str], episodes: int, kept: Path | None = None) -> dict[
     if episodes < 2:
         raise UserError(f"expected at least 2 episodes (a deviation is worked out), got {episodes}; ask for more")
     names = [find_map(name).name for name in maps] or list(MAPS)
-    with one_thread():
+    with seeding.one_thread():
         known, sign = recall(kept, episodes), fingerprint()
         for name in names:
             if name not in known:

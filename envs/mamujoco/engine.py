@@ -1,7 +1,7 @@
-"""The MuJoCo engine: its models, its log kept quiet, and what it says when a simulation breaks down.
+"""The MuJoCo engine: its models, its log kept quiet, and its report when a simulation breaks down.
 
 MuJoCo does not stop at a state that is not a number or too large: it counts a warning, puts the robot back into its
-first position and goes on. The warnings' counters are the only trace, and `failures` reads them.
+first position and goes on. The warnings' counters are the only trace, and `run` reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import mujoco
     from mujoco.batch import Batch
 
-REASONS = {
+FAILURES = {
     "mjWARN_INERTIA": "an inertia matrix is singular",
     "mjWARN_CONTACTFULL": "too many contacts, some were dropped",
     "mjWARN_CNSTRFULL": "too many constraints, some were dropped",
@@ -28,7 +28,7 @@ REASONS = {
     "mjWARN_BADQACC": "an acceleration is not a number or huge",
     "mjWARN_BADCTRL": "a control is not a number or huge",
 }
-"""The engine's warnings after which a simulation is not the robot's any more."""
+"""The engine's warnings that mean a failed simulation, with the reason in words."""
 
 
 def load_model(name: str) -> mujoco.MjModel:
@@ -57,32 +57,32 @@ def quiet() -> Iterator[None]:
     """Inside the block the engine neither prints nor writes MUJOCO_LOG.TXT; its counters still count."""
     import mujoco
 
-    before, silent = mujoco.MjLogConfig.get(), mujoco.MjLogConfig.get()
+    former, silent = mujoco.MjLogConfig.get(), mujoco.MjLogConfig.get()
     silent.logto_console = silent.logto_file = False
     silent.set()
     try:
         yield
     finally:
-        before.set()
+        former.set()
 
 
 def run(batch: Batch, call: Callable[[], None]) -> dict[int, str]:
-    """Makes a call on a batch; which rows broke down in it, with the reason."""
+    """Makes a call on a batch; returns the rows that failed in it, each with the reason."""
     from mujoco.batch import SimulationError
 
-    batch.warning[...] = 0  # after its own reset the engine counts from one again, so a difference would say nothing
-    found = {}
+    batch.warning[...] = 0  # after its own reset the engine counts from one again: differences are useless
+    failures = {}
     with quiet():
         try:
             call()
-        except SimulationError as error:  # these rows are as before the call, all others went on
-            found = {int(row): f"the engine refused: {batch.error(int(row))}" for row in error.ids}
+        except SimulationError as error:  # these rows are as before the call, all others were stepped
+            failures = {int(row): f"the engine refused: {batch.error(int(row))}" for row in error.ids}
     counted = batch.warning[:, :, 1]
     if counted.any():
         names = warning_names()
         for row, warning in np.argwhere(counted):
-            found.setdefault(int(row), REASONS[names[warning]])
-    return found
+            failures.setdefault(int(row), FAILURES[names[warning]])
+    return failures
 
 
 def warning_names() -> tuple[str, ...]:

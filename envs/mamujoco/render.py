@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import mujoco
 
 BACKENDS = ("egl", "osmesa")
-"""What can draw without a screen: the graphics driver, or the processor. MUJOCO_GL, where it names one, decides."""
-SMALLEST = 64
+"""What can draw without a screen: the graphics driver, or the processor. MUJOCO_GL, if it names one, decides."""
 MAX_GEOMS = 1000
 
 
@@ -27,8 +26,6 @@ class Camera:
     def __init__(self, model: mujoco.MjModel, size: int) -> None:
         import mujoco
 
-        if size < SMALLEST:
-            raise UserError(f"expected a picture of at least {SMALLEST} pixels, got {size}")
         model = _on_endless_floor(model)
         self.size, self._model = size, model
         canvas = model.vis.global_
@@ -44,12 +41,12 @@ class Camera:
             mujoco.mjv_defaultFreeCamera(model, self._view)
 
     def picture(self, data: mujoco.MjData) -> np.ndarray:
-        """RGB uint8 [size, size, 3] of a simulation; whatever follows from its state is computed anew in `data`."""
+        """RGB uint8 [size, size, 3] of a simulation; all that depends on its state is recomputed in `data`."""
         import mujoco
 
         mujoco.mj_forward(self._model, data)
         every = mujoco.mjtCatBit.mjCAT_ALL.value
-        mujoco.mjv_updateCamera(self._model, data, self._view, self._scene)  # an endless floor is laid out around it
+        mujoco.mjv_updateCamera(self._model, data, self._view, self._scene)  # an endless floor is drawn around it
         mujoco.mjv_updateScene(self._model, data, mujoco.MjvOption(), None, self._view, every, self._scene)
         pixels = np.empty((self.size, self.size, 3), dtype=np.uint8)
         window = mujoco.MjrRect(0, 0, self.size, self.size)
@@ -59,7 +56,7 @@ class Camera:
         return np.ascontiguousarray(pixels[::-1])  # OpenGL counts lines from below
 
     def close(self) -> None:
-        """Frees what the renderer holds, while its context is the current one."""
+        """Frees the renderer's memory, while its context is the current one."""
         if self._context is not None:
             self._context.make_current()
             self._drawing.free()
@@ -67,36 +64,36 @@ class Camera:
             self._context = None
 
     def __del__(self) -> None:
-        if hasattr(self, "_scene") and not sys.is_finalizing():  # at exit the display is gone already
+        if hasattr(self, "_scene") and not sys.is_finalizing():  # at exit the display is already closed
             self.close()
 
 
 def _on_endless_floor(model: mujoco.MjModel) -> mujoco.MjModel:
-    """A copy whose floors are drawn without end, as the engine takes them: the models' are 80 m wide, robots run on."""
+    """A copy whose floors are drawn without end, as the engine treats them: the models' are 80 m wide."""
     import mujoco
 
-    drawn = copy(model)
-    for floor in np.flatnonzero(drawn.geom_type == mujoco.mjtGeom.mjGEOM_PLANE.value):
-        width = 2.0 * drawn.geom_size[floor, :2].copy()
-        if width.all() and drawn.geom_matid[floor] >= 0:
-            drawn.mat_texrepeat[drawn.geom_matid[floor]] /= width  # of an endless floor it counts per metre
-        drawn.geom_size[floor, :2] = 0.0
-    return drawn
+    changed = copy(model)
+    for floor in np.flatnonzero(changed.geom_type == mujoco.mjtGeom.mjGEOM_PLANE.value):
+        width = 2.0 * changed.geom_size[floor, :2].copy()
+        if width.all() and changed.geom_matid[floor] >= 0:
+            changed.mat_texrepeat[changed.geom_matid[floor]] /= width  # of an endless floor it counts per metre
+        changed.geom_size[floor, :2] = 0.0
+    return changed
 
 
 def _context(size: int) -> Any:
     """A current OpenGL context for pictures of that size, of the first backend that works here."""
-    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
-    faults = []
-    for name in (asked,) if asked in BACKENDS else BACKENDS:
+    requested = os.environ.get("MUJOCO_GL", "").strip().lower()
+    errors = []
+    for name in (requested,) if requested in BACKENDS else BACKENDS:
         try:
             context = import_module(f"mujoco.{name}").GLContext(size, size)
             context.make_current()
-        except Exception as error:  # each backend has its own: missing libraries, drivers, devices
-            faults.append(f"{name}: {error}")
+        except Exception as error:  # each backend has its own types: missing libraries, drivers, devices
+            errors.append(f"{name}: {error}")
         else:
             return context
     raise UserError(
-        f"expected a way to draw without a screen, found none ({'; '.join(faults)}); install libegl1 (Mesa's or a "
+        f"expected a way to draw without a screen, found none ({'; '.join(errors)}); install libegl1 (Mesa's or a "
         "graphics driver's) or libosmesa6, and set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts"
     )

@@ -2,9 +2,9 @@
 
 The id `mamujoco/v1/Ant/2x4` is scenario Ant, partition 2x4, with the library's own observations, rewards and ends
 (`Farama-Foundation/Gymnasium-Robotics: gymnasium_robotics/envs/multiagent_mujoco`): not those of the published data,
-which `marl_flow.envs.mamujoco` has. One object of the library per row, stepped in turn: most of a step is Python, which
-threads do not speed up. CoupledHalfCheetah is refused: gymnasium-robotics 1.4 reads its tendon in a form that MuJoCo 4
-does not have any more.
+which `marl_flow.envs.mamujoco` has. One object of the library per row, stepped one after the other: most of a step is
+Python, which threads do not speed up. CoupledHalfCheetah is refused: gymnasium-robotics 1.4 reads its tendon in a form
+that MuJoCo 4 no longer has.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from pettingzoo import ParallelEnv
 from torch import Tensor
 
+from marl_flow.envs.base import check_num_envs
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.pettingzoo import ParallelVectorEnv
 from marl_flow.interfaces import TimeStep, UserError
@@ -26,11 +27,11 @@ log = logging.getLogger(__name__)
 
 
 class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
-    """One robot of the library whose agents are made alike: observations are filled up with zeros to the widest
-    agent's, and of actions as wide as the widest agent's the last ones of narrower agents do nothing.
+    """One robot of the library whose agents get equal sizes: observations are padded with zeros to the widest agent's,
+    and all actions are as wide as the widest agent's; the last entries of narrower agents are ignored.
 
-    `failure` says why the engine broke down in this episode, which ends there: the last sound observation repeats, the
-    step pays nothing. None where it did not.
+    `failure` says why the engine failed in this episode, which ends there: the last valid observation repeats, the step
+    has zero reward. None where it did not.
     """
 
     def __init__(self, task_id: str) -> None:
@@ -55,11 +56,11 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
         size = max(self.inner.observation_space(name).shape[0] for name in self.possible_agents)
         self._action_space = gymnasium.spaces.Box(widest.low, widest.high, dtype=np.float32)
         self._observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), dtype=np.float64)
-        self._seen: dict[str, np.ndarray] = {}
+        self._observations: dict[str, np.ndarray] = {}
 
     @property
     def max_steps(self) -> int:
-        """The time limit that the library, or gymnasium, sets."""
+        """The step limit that the library, or gymnasium, sets."""
         limited: Any = self.inner.single_agent_env
         while not isinstance(limited, gymnasium.wrappers.TimeLimit):
             limited = limited.env
@@ -81,30 +82,32 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
         observations, _ = self.inner.reset(seed=seed, options=options)
         self.agents, self.failure = list(self.possible_agents), None
-        self._seen = self._filled(observations)
-        return dict(self._seen), {name: {} for name in self.agents}
+        self._observations = self._padded(observations)
+        return dict(self._observations), {name: {} for name in self.agents}
 
     def step(
         self, actions: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
-        acting, warnings = self.agents, self.robot.data.warning  # counted from the reset on
+        acting, warnings = self.agents, self.robot.data.warning  # counted since the reset
         with engine.quiet():
             given = {name: actions[name][: self._widths[name]] for name in acting}
             observations, rewards, terminated, truncated, _ = self.inner.step(given)
-        counted = [
-            engine.REASONS[name] for name, one in zip(engine.warning_names(), warnings, strict=True) if one.number
+        failures = [
+            engine.FAILURES[name]
+            for name, warning in zip(engine.warning_names(), warnings, strict=True)
+            if warning.number
         ]
         if not all(np.isfinite(value).all() for value in observations.values()):
-            counted.append("the state is not finite")
-        if counted:
-            self.failure = counted[0]
+            failures.append("the state is not finite")
+        if failures:
+            self.failure = failures[0]
             rewards, terminated = dict.fromkeys(acting, 0.0), dict.fromkeys(acting, True)
             truncated = dict.fromkeys(acting, False)
         else:
-            self._seen = self._filled(observations)
+            self._observations = self._padded(observations)
         if any(terminated.values()) or any(truncated.values()):
             self.agents = []
-        return dict(self._seen), rewards, terminated, truncated, {name: {} for name in acting}
+        return dict(self._observations), rewards, terminated, truncated, {name: {} for name in acting}
 
     def render(self) -> None:
         """Rows are drawn by `ScenarioEnv.render`."""
@@ -112,7 +115,7 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
     def close(self) -> None:
         self.inner.close()
 
-    def _filled(self, observations: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _padded(self, observations: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         size = self._observation_space.shape[0]
         return {name: np.pad(value, (0, size - len(value))) for name, value in observations.items()}
 
@@ -121,12 +124,10 @@ class ScenarioEnv(ParallelVectorEnv):
     """E episodes of a `mamujoco_v1` scenario; `failures` as in `marl_flow.envs.mamujoco`."""
 
     def __init__(self, task_id: str, num_envs: int, *, device: torch.device | str, dtype: torch.dtype) -> None:
-        if num_envs < 1:
-            raise UserError(f"{task_id}: expected at least one environment, got num_envs={num_envs}")
+        check_num_envs(task_id, num_envs)
         self._scenarios = [Scenario(task_id) for _ in range(num_envs)]
-        waiting = iter(self._scenarios)
         super().__init__(
-            lambda: next(waiting),
+            iter(self._scenarios).__next__,
             num_envs,
             task_id=task_id,
             max_steps=self._scenarios[0].max_steps,
@@ -138,7 +139,7 @@ class ScenarioEnv(ParallelVectorEnv):
 
     @property
     def failures(self) -> tuple[str | None, ...]:
-        """For each of the E rows, why the engine broke down in its present episode; None where it did not."""
+        """For each of the E rows, why the engine failed in its current episode; None where it did not."""
         return tuple(row.failure for row in self._scenarios)
 
     def step(self, actions: Tensor) -> TimeStep:
@@ -146,15 +147,14 @@ class ScenarioEnv(ParallelVectorEnv):
         step = super().step(actions)
         for row, (old, new) in enumerate(zip(before, self.failures, strict=True)):
             if new is not None and old is None:
-                log.warning("%s: MuJoCo broke down in row %d: %s; its episode ends there", self.spec.task_id, row, new)
+                log.warning("%s: MuJoCo failed in row %d: %s; its episode ends there", self.spec.task_id, row, new)
         return step
 
     def render(self, row: int = 0, size: int = 400) -> np.ndarray:
         """RGB picture uint8 [size, size, 3] of one episode, by MuJoCo's renderer, without a screen."""
         from marl_flow.envs.mamujoco.render import Camera
 
-        if not 0 <= row < self.num_envs:
-            raise UserError(f"{self.spec.task_id}: expected a row from 0 to {self.num_envs - 1}, got {row}")
+        self._check_picture(row, size)
         robot = self._scenarios[row].robot
         if self._camera is None or self._camera.size != size:
             self._camera = Camera(self._scenarios[0].robot.model, size)
@@ -167,11 +167,11 @@ def make_scenario(task_id: str, num_envs: int, *, device: torch.device | str, dt
 
 
 def _copied(model: Any, data: Any) -> Any:
-    """The simulation's state in data of its own: drawing recomputes what the next step starts from."""
+    """A copy of the simulation: drawing recomputes what the next step starts from."""
     import mujoco
 
-    copy, kind = mujoco.MjData(model), mujoco.mjtState.mjSTATE_INTEGRATION.value
-    state = np.empty(mujoco.mj_stateSize(model, kind))
-    mujoco.mj_getState(model, data, state, kind)
-    mujoco.mj_setState(model, copy, state, kind)
+    copy, parts = mujoco.MjData(model), mujoco.mjtState.mjSTATE_INTEGRATION.value
+    state = np.empty(mujoco.mj_stateSize(model, parts))
+    mujoco.mj_getState(model, data, state, parts)
+    mujoco.mj_setState(model, copy, state, parts)
     return copy

@@ -1,9 +1,9 @@
-"""Who may play the prey of tag and world: our own trained network, the one that OMAR published, a scripted evader.
+"""The prey of tag and world: our own trained network, the one that OMAR published, and a scripted evader.
 
-All are `Policy` objects without memory or chance: actions [E, 1, 2] depend on the observations [E, 1, O] alone, row by
-row. The prey sees its velocity (2), its position (2), every landmark and then the three predators relative to itself
-(2 each), and in world two in-forest flags. Each has a `name`, which becomes the task's `opponent`: returns against
-different prey are not comparable.
+All are `Policy` objects without memory or randomness: actions [E, 1, 2] depend on the observations [E, 1, O] alone, row
+by row. The prey observes its velocity (2), its position (2), every landmark and then the three predators relative to
+itself (2 each), and in world two in-forest flags. Each has a `name`, which becomes the task's `opponent`: returns
+against different prey are not comparable.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from marl_flow.interfaces import UserError
 
 NATIVE = "native-v1"
 """Name of the prey that this package trained and ships (benchmarks/behaviour/prey.py)."""
-LAYERS = tuple(
+WEIGHT_NAMES = tuple(
     [f"in_fn.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
     + [f"fc{i}.{part}" for i in (1, 2, 3) for part in ("weight", "bias")]
 )
-"""Keys of a network prey's weights."""
+"""Keys of the state dict of a network prey."""
 
 
 class FleeingPrey:
-    """Runs where the predators will be farthest, short of the border and round the obstacles.
+    """Runs to where the predators are farthest, staying inside the border and away from obstacles.
 
-    Sixteen directions are judged by the place they lead to, LOOK_AHEAD away: the sum over predators of
-    1 / (d^2 + 0.01), plus PRICE times the depth beyond BORDER and within SKIRT of an obstacle's centre. Only a prey
-    that is pushed leaves the arena.
+    Of sixteen directions it takes the one with the lowest cost at the position LOOK_AHEAD away: the sum over predators
+    of 1 / (d^2 + 0.01), plus PENALTY_WEIGHT times the depth beyond BORDER and within OBSTACLE_MARGIN of an obstacle's
+    centre. It leaves the arena only when it is pushed.
 
-    `effort` is the length of the action, so how hard it is to catch: at the default, predators that head for where the
-    prey will be in 0.3 s earn 200 in tag and 97 in world (181 and 97 from OMAR's prey); at 1, 7 and 1.
+    `effort` is the length of the action, and so how hard the prey is to catch: at the default, predators that head for
+    the prey's position 0.3 s ahead get a return of 200 in tag and 97 in world (181 and 97 against OMAR's prey); with
+    effort 1, 7 and 1.
     """
 
     network_passes = 0
@@ -47,8 +48,8 @@ class FleeingPrey:
 
     LOOK_AHEAD = 0.3
     BORDER = 0.9
-    SKIRT = 0.3  # an obstacle's radius 0.2, the prey's 0.05 and some room
-    PRICE = 100.0
+    OBSTACLE_MARGIN = 0.3  # an obstacle's radius 0.2, the prey's 0.05 and some distance
+    PENALTY_WEIGHT = 100.0
     DIRECTIONS = 16
 
     def __init__(
@@ -60,20 +61,20 @@ class FleeingPrey:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """The first num_obstacles of num_landmarks seen are solid; the others are ignored."""
+        """The first num_obstacles of num_landmarks observed landmarks are solid; the others are ignored."""
         if not 0.0 < effort <= 1.0:
             raise UserError(f"FleeingPrey: expected an effort above 0 and up to 1, got {effort}")
         angles = torch.arange(self.DIRECTIONS, dtype=torch.float64) * (2.0 * math.pi / self.DIRECTIONS)
         headings = torch.stack([angles.cos(), angles.sin()], dim=1)  # [D, 2]
         self._actions = (effort * headings).to(device=device, dtype=dtype)
-        self._places = (self.LOOK_AHEAD * headings.t()[:, :, None]).to(device=device, dtype=dtype)  # [2, D, 1]
+        self._displacements = (self.LOOK_AHEAD * headings.t()[:, :, None]).to(device=device, dtype=dtype)  # [2, D, 1]
         first_predator = 4 + 2 * num_landmarks
-        self.observation_size = first_predator + 6  # and in world the flags, which it does not need
+        self.observation_size = first_predator + 6  # world adds the in-forest flags, which are not used
         rows = [*range(first_predator, first_predator + 6), *range(4, 4 + 2 * num_obstacles)]
         self._rows = torch.tensor(rows, device=device)
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        """Nothing is remembered."""
+        """Has no memory to clear."""
 
     @torch.no_grad()
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
@@ -83,24 +84,24 @@ class FleeingPrey:
                 f"got {tuple(observations.shape)}"
             )
         rows = observations[:, 0].t()  # [O, E]
-        places = self._places.to(rows.dtype)
-        beyond = (rows[2:4, None] + places).abs_().sub_(self.BORDER).clamp_(min=0.0).sum(0)  # [D, E]
+        displacements = self._displacements.to(rows.dtype)
+        beyond = (rows[2:4, None] + displacements).abs_().sub_(self.BORDER).clamp_(min=0.0).sum(0)  # [D, E]
         offsets = rows.index_select(0, self._rows).view(-1, 2, 1, rows.shape[1])
-        apart = offsets - places  # [3 predators and the obstacles, 2, D, E]
-        squared = apart.square_().sum(1)
+        offsets = offsets - displacements  # [3 predators and the obstacles, 2, D, E]
+        squared = offsets.square_().sum(1)
         threat = squared[:3].add(0.01).reciprocal_().sum(0)
-        depth = squared[3:].sqrt().neg_().add_(self.SKIRT).clamp_(min=0.0).sum(0)
-        best = threat.add_(beyond.add_(depth), alpha=self.PRICE).argmin(0)  # [E]
+        depth = squared[3:].sqrt().neg_().add_(self.OBSTACLE_MARGIN).clamp_(min=0.0).sum(0)
+        best = threat.add_(beyond.add_(depth), alpha=self.PENALTY_WEIGHT).argmin(0)  # [E]
         return self._actions.to(rows.dtype).index_select(0, best)[:, None]
 
 
 class NetworkPrey:
-    """A prey of OMAR's form: batch norm with running statistics, two hidden layers of ReLU, tanh or nothing, clamp to
+    """A prey with OMAR's architecture: batch norm with running statistics, two hidden layers of ReLU, an output in
     [-1, 1], times `effort`.
 
     `output` is "clamp" as in the evaluations of MADiff and CoFlow, or "tanh" as in OMAR's own code
     (`ling-pan/OMAR: utils/networks.py`). It computes in float32 whatever the simulator's precision, and keeps the batch
-    norm as a layer: folded into the first one it would differ from the reference in the last bits.
+    norm as a layer: merged into the first one it would differ from the reference in the last bits.
 
     `name` is `<family>-<8 hex digits of the weights' hash>` unless given; the output is part of the hash.
     """
@@ -121,10 +122,10 @@ class NetworkPrey:
             raise UserError(f"NetworkPrey: expected output 'clamp' or 'tanh', got {output!r}")
         if not 0.0 < effort <= 1.0:
             raise UserError(f"NetworkPrey: expected an effort above 0 and up to 1, got {effort}")
-        seen, hidden = _widths(weights)
+        observed, hidden = _widths(weights)
         shapes: dict[str, tuple[int, ...]]
-        shapes = {f"in_fn.{name}": (seen,) for name in ("weight", "bias", "running_mean", "running_var")}
-        shapes |= {"fc1.weight": (hidden, seen), "fc2.weight": (hidden, hidden), "fc3.weight": (2, hidden)}
+        shapes = {f"in_fn.{name}": (observed,) for name in ("weight", "bias", "running_mean", "running_var")}
+        shapes |= {"fc1.weight": (hidden, observed), "fc2.weight": (hidden, hidden), "fc3.weight": (2, hidden)}
         shapes |= {"fc1.bias": (hidden,), "fc2.bias": (hidden,), "fc3.bias": (2,)}
         for key, shape in shapes.items():
             value = weights.get(key)
@@ -132,7 +133,7 @@ class NetworkPrey:
                 found = tuple(value.shape) if isinstance(value, Tensor) else value
                 raise UserError(f"NetworkPrey: expected finite weights {key} of shape {shape}, got {found}")
         self.output, self.effort = output, effort
-        self.observation_size = seen
+        self.observation_size = observed
         self.name = name or f"network-{weights_hash(weights, output)[:8]}"
         self._weights = {key: weights[key].detach().to(device=device, dtype=torch.float32) for key in shapes}
 
@@ -153,7 +154,9 @@ class NetworkPrey:
         except FileNotFoundError as error:
             raise UserError(f"{path}: no such file; {advice}") from error
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path}: cannot be read as a torch file of plain weights ({error}); {advice}") from error
+            raise UserError(
+                f"{path}: cannot be read as a torch file that holds only weights ({error}); {advice}"
+            ) from error
         try:
             weights = content["agent_params"][-1]["policy"]
         except (KeyError, IndexError, TypeError) as error:
@@ -168,7 +171,7 @@ class NetworkPrey:
 
     @classmethod
     def native(cls, task_id: str, *, device: torch.device | str = "cpu") -> NetworkPrey:
-        """The prey this package ships for a task, read from `opponents/<suite>_<task>.safetensors` beside this file."""
+        """The prey this package ships for a task, read from `weights/<suite>_<task>.safetensors` beside this file."""
         from safetensors import SafetensorError, safe_open
 
         path = Path(str(files("marl_flow.envs.mpe") / "weights" / f"{task_id.replace('/', '_')}.safetensors"))
@@ -178,12 +181,12 @@ class NetworkPrey:
                 effort = float(file.metadata()["effort"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"expected the prey of {task_id} in the package's {path.name}, found: {error!r}; install marl_flow anew"
+                f"expected the prey of {task_id} in the package's {path.name}, found: {error!r}; reinstall marl_flow"
             ) from error
         return cls(weights, output="tanh", effort=effort, name=NATIVE, device=device)
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        """Nothing is remembered."""
+        """Has no memory to clear."""
 
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
         if observations.shape[1:] != (1, self.observation_size):
@@ -191,31 +194,31 @@ class NetworkPrey:
                 f"this prey was trained on observations [E, 1, {self.observation_size}], got "
                 f"{tuple(observations.shape)}: the weights belong to another task"
             )
-        part = self._weights
+        weights = self._weights
         hidden = F.batch_norm(
             observations[:, 0].float(),
-            part["in_fn.running_mean"],
-            part["in_fn.running_var"],
-            part["in_fn.weight"],
-            part["in_fn.bias"],
+            weights["in_fn.running_mean"],
+            weights["in_fn.running_var"],
+            weights["in_fn.weight"],
+            weights["in_fn.bias"],
         )
-        hidden = F.linear(hidden, part["fc1.weight"], part["fc1.bias"]).relu_()
-        hidden = F.linear(hidden, part["fc2.weight"], part["fc2.bias"]).relu_()
-        drive = F.linear(hidden, part["fc3.weight"], part["fc3.bias"])
-        drive = drive.tanh() if self.output == "tanh" else drive.clamp(-1.0, 1.0)
-        return (self.effort * drive).to(observations.dtype)[:, None]
+        hidden = F.linear(hidden, weights["fc1.weight"], weights["fc1.bias"]).relu_()
+        hidden = F.linear(hidden, weights["fc2.weight"], weights["fc2.bias"]).relu_()
+        action = F.linear(hidden, weights["fc3.weight"], weights["fc3.bias"])
+        action = action.tanh() if self.output == "tanh" else action.clamp(-1.0, 1.0)
+        return (self.effort * action).to(observations.dtype)[:, None]
 
 
 def weights_hash(weights: Mapping[str, Tensor], output: str) -> str:
     """sha256, hex, of a network prey's weights as float32 and of its output function."""
     digest = hashlib.sha256(output.encode())
-    for name in LAYERS:
+    for name in WEIGHT_NAMES:
         digest.update(weights[name].detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _widths(weights: Any) -> tuple[int, int]:
-    """Sizes of the observation and of the hidden layers, read off the first layer."""
+    """Sizes of the observation and of the hidden layers, from the first layer's weights."""
     first = weights.get("fc1.weight") if isinstance(weights, Mapping) else None
     if not isinstance(first, Tensor) or first.ndim != 2:
         raise UserError("NetworkPrey: expected a state dict with a matrix fc1.weight")

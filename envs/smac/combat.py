@@ -1,4 +1,4 @@
-"""Blows and shots: attacks begun, taken in random order, landed; splash, healing, recovery. All in place."""
+"""Attacks: begun, carried out in random order, landed; splash damage, healing, regeneration. All in place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from marl_flow.envs.smac.battle import NEVER, TYPES, Army, Battle
-from marl_flow.envs.smac.pairs import Aim, Pairs
+from marl_flow.envs.smac.pairs import Pairs, Targeting
 from marl_flow.envs.smac.units import (
     BANELING_SPLASH_RADIUS,
     COLOSSUS_HIT_DELAY,
@@ -22,180 +22,201 @@ from marl_flow.envs.smac.units import (
 )
 
 
-def heal(s: Battle, army: Army, in_reach: Tensor) -> None:
-    """Medivacs in reach of their patients: 9 health a second for a third of an energy point each."""
-    at = s.target.clamp_min(0)
-    missing = (army.max_health - s.health).gather(0, at)
-    fit = army.organic.expand(s.x.shape).gather(0, at)
-    amount = torch.minimum(missing, s.energy / HEAL_ENERGY_PER_HP).clamp_max(HEAL_RATE / LOOPS_PER_SECOND)
-    amount = torch.where(in_reach & army.heals & fit, amount, 0.0)
-    s.health.scatter_add_(0, at, amount)
-    s.health = torch.minimum(s.health, army.max_health)
-    s.energy -= amount * HEAL_ENERGY_PER_HP
+def heal(battle: Battle, army: Army, in_reach: Tensor) -> None:
+    """Medivacs in reach of their targets heal 9 health a second for a third of an energy point each."""
+    at = battle.target.clamp_min(0)
+    missing = (army.max_health - battle.health).gather(0, at)
+    healable = army.healable.expand(battle.x.shape).gather(0, at)
+    amount = torch.minimum(missing, battle.energy / HEAL_ENERGY_PER_HP).clamp_max(HEAL_RATE / LOOPS_PER_SECOND)
+    amount = torch.where(in_reach & army.heals & healable, amount, 0.0)
+    battle.health.scatter_add_(0, at, amount)
+    battle.health = torch.minimum(battle.health, army.max_health)
+    battle.energy -= amount * HEAL_ENERGY_PER_HP
 
 
-def attack(s: Battle, army: Army, pairs: Pairs, aim: Aim, jitter: Tensor, priority: Tensor) -> None:
-    """Begins attacks, takes the shots that are due, lands the projectiles and second blows that are due."""
-    idle = s.windup > NEVER / 2
-    begins = aim.in_reach & (s.cooldown <= 0)
+def attack(battle: Battle, army: Army, pairs: Pairs, targeting: Targeting, jitter: Tensor, priority: Tensor) -> None:
+    """Begins attacks, takes the shots that are due, lands the projectiles and second hits that are due."""
+    idle = battle.windup > NEVER / 2
+    begins = targeting.in_reach & (battle.cooldown <= 0)
     begins &= idle
     if army.has("medivac"):
         begins &= ~army.heals
-    lost = ~(idle | aim.in_slop)
-    s.windup = torch.where(begins, army.damage_point, s.windup).masked_fill_(lost, NEVER)
-    s.cooldown.clamp_min_(-1.0).add_((army.period + jitter) * begins)
-    s.cooldown = torch.where(begins, s.cooldown, s.cooldown.clamp_min(0.0)).masked_fill_(lost, 0.0)
-    fires = s.windup <= 0
+    cancelled = ~(idle | targeting.in_slop)
+    battle.windup = torch.where(begins, army.damage_point, battle.windup).masked_fill_(cancelled, NEVER)
+    battle.cooldown.clamp_min_(-1.0).add_((army.period + jitter) * begins)
+    battle.cooldown = torch.where(begins, battle.cooldown, battle.cooldown.clamp_min(0.0)).masked_fill_(cancelled, 0.0)
+    fires = battle.windup <= 0
     if pairs.has_flight:
-        _land(s, army, pairs, priority)
-    for shooter, present in _in_turn(fires, priority):
-        target = s.target.gather(0, shooter).clamp_min_(0)
-        present = present & (s.health.gather(0, shooter) > 0)
-        done = present & (s.health.gather(0, target) > 0)
-        _shoot(s, army, pairs, shooter, target, done)
-        spoilt = present & ~done  # the target died first: the weapon stays loaded
-        s.cooldown.scatter_(0, shooter, s.cooldown.gather(0, shooter).masked_fill_(spoilt, 0.0))
-    s.windup.masked_fill_(fires, NEVER)
+        _land_hits(battle, army, pairs, priority)
+    for shooter, present in _by_priority(fires, priority):
+        target = battle.target.gather(0, shooter).clamp_min_(0)
+        present = present & (battle.health.gather(0, shooter) > 0)
+        done = present & (battle.health.gather(0, target) > 0)
+        _shoot(battle, army, pairs, shooter, target, done)
+        unused = present & ~done  # the target died first: the weapon stays loaded
+        battle.cooldown.scatter_(0, shooter, battle.cooldown.gather(0, shooter).masked_fill_(unused, 0.0))
+    battle.windup.masked_fill_(fires, NEVER)
 
 
-def _in_turn(who: Tensor, priority: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Units of `who` [U, E] one after the other, in the order of their priority: (unit, is it one), [1, E]."""
+def _by_priority(which: Tensor, priority: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Units where `which` [U, E], one after the other by priority: pairs (unit, whether there is one), [1, E]."""
     turns = []
-    order = torch.where(who, priority, torch.inf)
-    for _ in range(int(who.sum(0).max()) if bool(who.any()) else 0):
+    order = torch.where(which, priority, torch.inf)
+    for _ in range(int(which.sum(0).max()) if bool(which.any()) else 0):
         value, unit = order.min(0, keepdim=True)
         order.scatter_(0, unit, torch.inf)
         turns.append((unit, value < torch.inf))
     return turns
 
 
-def _shoot(s: Battle, army: Army, pairs: Pairs, shooter: Tensor, target: Tensor, done: Tensor) -> None:
-    """One shot per battle where `done` [1, E]: hits at once, or sends something on its way."""
-    kind = pairs.kinds.gather(0, shooter)
-    now = done
+def _shoot(battle: Battle, army: Army, pairs: Pairs, shooter: Tensor, target: Tensor, done: Tensor) -> None:
+    """One shot per battle where `done` [1, E]: it hits at once, or launches a projectile or a delayed hit."""
+    shooter_type = pairs.types.gather(0, shooter)
+    immediate = done
     if pairs.has_flight:
-        launches = army.launches.expand(s.x.shape).gather(0, shooter) & done
+        launches = army.launches.expand(battle.x.shape).gather(0, shooter) & done
         radii = pairs.radius.gather(0, shooter) + pairs.radius.gather(0, target)
-        flying = (_distance(s, shooter, target) - radii).clamp_min_(0.0) / army.projectile_speed.expand(
-            s.x.shape
+        delay = (_distance(battle, shooter, target) - radii).clamp_min_(0.0) / army.projectile_speed.expand(
+            battle.x.shape
         ).gather(0, shooter)
-        second = army.second_delay.expand(s.x.shape).gather(0, shooter)
+        second_delay = army.second_delay.expand(battle.x.shape).gather(0, shooter)
         if army.has("colossus"):
-            sweeps = (kind == TYPES.index("colossus")) & done
-            flying = torch.where(sweeps, COLOSSUS_HIT_DELAY * LOOPS_PER_SECOND, flying)
-            _write(s.second, shooter, flying + second, sweeps)
-            way_x = s.x.gather(0, target) - s.x.gather(0, shooter)
-            way_y = s.y.gather(0, target) - s.y.gather(0, shooter)
-            length = (way_x**2 + way_y**2).sqrt().clamp_min(1e-6)
-            _write(s.beam_x, shooter, s.x.gather(0, target), sweeps)
-            _write(s.beam_y, shooter, s.y.gather(0, target), sweeps)
-            _write(s.beam_dx, shooter, way_x / length, sweeps)
-            _write(s.beam_dy, shooter, way_y / length, sweeps)
-        _write(s.flight, shooter, torch.where(launches, flying, second), done)
-        _write(s.flight_target, shooter, target, done)
-        now = now & ~launches
+            sweeps = (shooter_type == TYPES.index("colossus")) & done
+            delay = torch.where(sweeps, COLOSSUS_HIT_DELAY * LOOPS_PER_SECOND, delay)
+            _assign(battle.second_sweep, shooter, delay + second_delay, sweeps)
+            offset_x = battle.x.gather(0, target) - battle.x.gather(0, shooter)
+            offset_y = battle.y.gather(0, target) - battle.y.gather(0, shooter)
+            length = (offset_x**2 + offset_y**2).sqrt().clamp_min(1e-6)
+            _assign(battle.beam_x, shooter, battle.x.gather(0, target), sweeps)
+            _assign(battle.beam_y, shooter, battle.y.gather(0, target), sweeps)
+            _assign(battle.beam_dx, shooter, offset_x / length, sweeps)
+            _assign(battle.beam_dy, shooter, offset_y / length, sweeps)
+        _assign(battle.flight, shooter, torch.where(launches, delay, second_delay), done)
+        _assign(battle.flight_target, shooter, target, done)
+        immediate = immediate & ~launches
     if army.has("baneling"):
-        bursts = (kind == TYPES.index("baneling")) & done
-        _write(s.health, shooter, torch.zeros_like(s.health[:1]), bursts)
-        now = now & ~bursts
-    _hit(s, pairs, shooter, target, pairs.table[kind * len(TYPES) + pairs.kinds.gather(0, target)] * now)
+        bursts = (shooter_type == TYPES.index("baneling")) & done
+        _assign(battle.health, shooter, torch.zeros_like(battle.health[:1]), bursts)
+        immediate = immediate & ~bursts
+    _hit(
+        battle,
+        pairs,
+        shooter,
+        target,
+        pairs.table[shooter_type * len(TYPES) + pairs.types.gather(0, target)] * immediate,
+    )
 
 
-def _distance(s: Battle, one: Tensor, other: Tensor) -> Tensor:
-    return ((s.x.gather(0, one) - s.x.gather(0, other)) ** 2 + (s.y.gather(0, one) - s.y.gather(0, other)) ** 2).sqrt()
+def _distance(battle: Battle, unit: Tensor, other: Tensor) -> Tensor:
+    dx = battle.x.gather(0, unit) - battle.x.gather(0, other)
+    dy = battle.y.gather(0, unit) - battle.y.gather(0, other)
+    return (dx**2 + dy**2).sqrt()
 
 
-def _write(field: Tensor, unit: Tensor, value: Tensor, where: Tensor) -> None:
+def _assign(field: Tensor, unit: Tensor, value: Tensor, where: Tensor) -> None:
     """field[unit] = value where `where`, in place; all but field [1, E]."""
     field.scatter_(0, unit, torch.where(where, value, field.gather(0, unit)))
 
 
-def _hit(s: Battle, pairs: Pairs, shooter: Tensor, target: Tensor, damage: Tensor) -> None:
-    """Damage [1, E] (0: none) to one target per battle: shields first, armour from what reaches health."""
-    through = damage
+def _hit(battle: Battle, pairs: Pairs, shooter: Tensor, target: Tensor, damage: Tensor) -> None:
+    """Damage [1, E] (0: none) to one target per battle: shields first; armour reduces what reaches health."""
+    unshielded = damage
     if pairs.has_shields:
-        shield = s.shield.gather(0, target)
+        shield = battle.shield.gather(0, target)
         absorbed = torch.minimum(shield, damage)
-        s.shield.scatter_(0, target, shield - absorbed)
-        through = damage - absorbed
+        battle.shield.scatter_(0, target, shield - absorbed)
+        unshielded = damage - absorbed
     hurt = damage > 0
-    loss = (through - pairs.armour.gather(0, target)).clamp_min_(MIN_DAMAGE).mul_(through > 0)
-    s.health.scatter_(0, target, s.health.gather(0, target).sub_(loss).clamp_min_(0.0))
-    s.calm.scatter_(0, target, s.calm.gather(0, target).masked_fill_(hurt, 0.0))
-    s.attacker.scatter_(0, target, torch.where(hurt, shooter, s.attacker.gather(0, target)))
+    loss = (unshielded - pairs.armour.gather(0, target)).clamp_min_(MIN_DAMAGE).mul_(unshielded > 0)
+    battle.health.scatter_(0, target, battle.health.gather(0, target).sub_(loss).clamp_min_(0.0))
+    battle.since_damage.scatter_(0, target, battle.since_damage.gather(0, target).masked_fill_(hurt, 0.0))
+    battle.attacker.scatter_(0, target, torch.where(hurt, shooter, battle.attacker.gather(0, target)))
 
 
-def _hit_many(s: Battle, army: Army, by: Tensor, damage: Tensor) -> None:
-    """Damage [U, E] to all units at once, dealt by one unit per battle `by` [1, E]."""
-    absorbed = torch.minimum(s.shield, damage)
-    through = damage - absorbed
-    loss = torch.where(through > 0, (through - army.armour).clamp_min_(MIN_DAMAGE), 0.0)
-    s.shield -= absorbed
-    s.health = (s.health - loss).clamp_min_(0.0)
-    s.calm.masked_fill_(damage > 0, 0.0)
-    s.attacker = torch.where(damage > 0, by, s.attacker)
+def _hit_many(battle: Battle, army: Army, attacker: Tensor, damage: Tensor) -> None:
+    """Damage [U, E] to all units at once, dealt by the unit `attacker` [1, E] of each battle."""
+    absorbed = torch.minimum(battle.shield, damage)
+    unshielded = damage - absorbed
+    loss = torch.where(unshielded > 0, (unshielded - army.armour).clamp_min_(MIN_DAMAGE), 0.0)
+    battle.shield -= absorbed
+    battle.health = (battle.health - loss).clamp_min_(0.0)
+    battle.since_damage.masked_fill_(damage > 0, 0.0)
+    battle.attacker = torch.where(damage > 0, attacker, battle.attacker)
 
 
-def _land(s: Battle, army: Army, pairs: Pairs, priority: Tensor) -> None:
-    """Projectiles, second blows and sweeps whose time has come. A target that died meanwhile is missed; a sweep goes
-    over the ground it was aimed at, whoever stands there, and whether its colossus lives or not."""
-    s.flight.sub_(1.0)
-    lands = s.flight <= 0
-    for shooter, present in _in_turn(lands, priority):
-        target = s.flight_target.gather(0, shooter).clamp_min(0)
-        due = present & (s.health.gather(0, target) > 0)
-        kind = pairs.kinds.gather(0, shooter)
-        due &= army.launches.expand(s.x.shape).gather(0, shooter) | (s.health.gather(0, shooter) > 0)  # blows need life
+def _land_hits(battle: Battle, army: Army, pairs: Pairs, priority: Tensor) -> None:
+    """Projectiles, second hits and sweeps that are due. A target that has died is missed; a sweep covers the ground it
+    was aimed at, whoever stands there, and even if its colossus has died."""
+    battle.flight.sub_(1.0)
+    lands = battle.flight <= 0
+    for shooter, present in _by_priority(lands, priority):
+        target = battle.flight_target.gather(0, shooter).clamp_min(0)
+        due = present & (battle.health.gather(0, target) > 0)
+        shooter_type = pairs.types.gather(0, shooter)
+        due &= army.launches.expand(battle.x.shape).gather(0, shooter) | (
+            battle.health.gather(0, shooter) > 0
+        )  # melee hits need a living attacker
         if army.has("colossus"):
-            sweeps = kind == TYPES.index("colossus")
-            _sweep(s, army, pairs, shooter, present & sweeps)
+            sweeps = shooter_type == TYPES.index("colossus")
+            _sweep(battle, army, pairs, shooter, present & sweeps)
             due = due & ~sweeps
-        _hit(s, pairs, shooter, target, pairs.table[kind * len(TYPES) + pairs.kinds.gather(0, target)] * due)
-    s.flight.masked_fill_(lands, NEVER)
+        _hit(
+            battle, pairs, shooter, target, pairs.table[shooter_type * len(TYPES) + pairs.types.gather(0, target)] * due
+        )
+    battle.flight.masked_fill_(lands, NEVER)
     if army.has("colossus"):
-        s.second.sub_(1.0)
-        lands = s.second <= 0
-        for shooter, present in _in_turn(lands, priority):
-            _sweep(s, army, pairs, shooter, present)
-        s.second.masked_fill_(lands, NEVER)
+        battle.second_sweep.sub_(1.0)
+        lands = battle.second_sweep <= 0
+        for shooter, present in _by_priority(lands, priority):
+            _sweep(battle, army, pairs, shooter, present)
+        battle.second_sweep.masked_fill_(lands, NEVER)
 
 
-def _sweep(s: Battle, army: Army, pairs: Pairs, shooter: Tensor, due: Tensor) -> None:
-    """A colossus's beam: everybody of the other side on a line across its aim, through the place it was aimed at."""
-    x, y, aim_x, aim_y = (field.gather(0, shooter) for field in (s.beam_x, s.beam_y, s.beam_dx, s.beam_dy))
-    along = (s.x - x) * aim_x + (s.y - y) * aim_y
-    across = ((s.y - y) * aim_x - (s.x - x) * aim_y).abs()
+def _sweep(battle: Battle, army: Army, pairs: Pairs, shooter: Tensor, due: Tensor) -> None:
+    """A colossus's beam: hits all enemies on a line across the direction of the attack, through the point aimed at."""
+    x, y, dx, dy = (
+        field.gather(0, shooter) for field in (battle.beam_x, battle.beam_y, battle.beam_dx, battle.beam_dy)
+    )
+    along = (battle.x - x) * dx + (battle.y - y) * dy
+    across = ((battle.y - y) * dx - (battle.x - x) * dy).abs()
     gap = (along**2 + (across - COLOSSUS_SPLASH_HALF_WIDTH).clamp_min(0.0) ** 2).sqrt()
     other_side = pairs.is_enemy != (shooter >= army.num_allies)
-    caught = due & other_side & army.ground & (s.health > 0) & (gap <= COLOSSUS_SPLASH_REACH + army.radius)
-    _hit_many(s, army, shooter, pairs.table[TYPES.index("colossus") * len(TYPES) + pairs.kinds] * caught)
+    inside = due & other_side & army.ground & (battle.health > 0) & (gap <= COLOSSUS_SPLASH_REACH + army.radius)
+    _hit_many(battle, army, shooter, pairs.table[TYPES.index("colossus") * len(TYPES) + pairs.types] * inside)
 
 
-def explode(s: Battle, army: Army, pairs: Pairs, lived: Tensor) -> None:
-    """Banelings that died in this loop, by their own attack or another's, burst once each; lived [U, E] before it."""
-    spent = torch.zeros_like(s.health, dtype=torch.bool)
+def explode_banelings(battle: Battle, army: Army, pairs: Pairs, was_alive: Tensor) -> None:
+    """Banelings that died in this loop, by their own attack or another's, explode once each.
+
+    was_alive [U, E] before the loop.
+    """
+    exploded = torch.zeros_like(battle.health, dtype=torch.bool)
     while True:
-        fresh = (army.kinds == TYPES.index("baneling")) & lived & (s.health <= 0) & ~spent
-        if not bool(fresh.any()):
+        exploding = (army.types == TYPES.index("baneling")) & was_alive & (battle.health <= 0) & ~exploded
+        if not bool(exploding.any()):
             return
-        for unit, present in _in_turn(fresh, pairs.numbers.to(s.x.dtype).expand(s.x.shape)):
+        for unit, present in _by_priority(exploding, pairs.numbers.to(battle.x.dtype).expand(battle.x.shape)):
             reach = BANELING_SPLASH_RADIUS + army.radius
-            squared = (s.x - s.x.gather(0, unit)) ** 2 + (s.y - s.y.gather(0, unit)) ** 2
+            squared = (battle.x - battle.x.gather(0, unit)) ** 2 + (battle.y - battle.y.gather(0, unit)) ** 2
             other_side = pairs.is_enemy != (unit >= army.num_allies)
-            caught = present & other_side & army.ground & (s.health > 0) & (squared <= reach**2)
-            _hit_many(s, army, unit, pairs.table[TYPES.index("baneling") * len(TYPES) + pairs.kinds] * caught)
-        spent |= fresh
+            inside = present & other_side & army.ground & (battle.health > 0) & (squared <= reach**2)
+            _hit_many(battle, army, unit, pairs.table[TYPES.index("baneling") * len(TYPES) + pairs.types] * inside)
+        exploded |= exploding
 
 
-def recover(s: Battle, army: Army) -> None:
-    """Shields after ten calm seconds, zerg health always, medivacs' energy."""
-    living = s.health > 0
+def regenerate(battle: Battle, army: Army) -> None:
+    """Shields after ten seconds without damage, zerg health always, medivacs' energy."""
+    alive = battle.health > 0
     if army.has("stalker", "zealot", "colossus"):
-        s.calm += 1.0
-        calm = living & (s.calm > SHIELD_DELAY_SECONDS * LOOPS_PER_SECOND)
-        s.shield = torch.where(calm, torch.minimum(s.shield + army.shield_gain, army.max_shield), s.shield)
+        battle.since_damage += 1.0
+        recovers = alive & (battle.since_damage > SHIELD_DELAY_SECONDS * LOOPS_PER_SECOND)
+        battle.shield = torch.where(
+            recovers, torch.minimum(battle.shield + army.shield_gain, army.max_shield), battle.shield
+        )
     if army.has("zergling", "baneling", "hydralisk", "spine_crawler"):
-        s.health = torch.where(living, torch.minimum(s.health + army.health_gain, army.max_health), s.health)
+        battle.health = torch.where(
+            alive, torch.minimum(battle.health + army.health_gain, army.max_health), battle.health
+        )
     if army.has("medivac"):
         gain = ENERGY_RATE / LOOPS_PER_SECOND
-        s.energy = torch.where(living & army.heals, (s.energy + gain).clamp_max(ENERGY_MAX), s.energy)
+        battle.energy = torch.where(alive & army.heals, (battle.energy + gain).clamp_max(ENERGY_MAX), battle.energy)

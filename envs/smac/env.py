@@ -1,8 +1,8 @@
 """`smac/<map>`: SMAC without StarCraft II, thousands of battles at once.
 
 The interface is SMAC v1's, feature by feature (features.py); the battle is our own simulation with the game's
-unit numbers (battle.py, which says what is modelled). Scores here are never those of the real game: that is
-`smac-sc2/<map>` (starcraft.py).
+unit numbers (battle.py says what is approximated). Scores here are never those of the real game, which is
+`smac-sc2/<map>` (starcraft2.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from marl_flow import seeding
-from marl_flow.envs.smac.battle import TYPES, Army, Battle, begin, build_army, bury, order_allies
+from marl_flow import seeding, tasks
+from marl_flow.envs.base import BaseEnv, check_dtype, refuse_opponent
+from marl_flow.envs.smac.battle import TYPES, Army, Battle, begin, build_army, move_dead_off_map, order_allies
 from marl_flow.envs.smac.features import (
-    RETURN_OF_A_CLEAN_WIN,
+    CLEAN_WIN_RETURN,
     SHOOT_RANGE,
     SIGHT_RANGE,
     WIN_REWARD,
@@ -27,27 +28,27 @@ from marl_flow.envs.smac.features import (
     damage_reward,
     max_reward,
 )
-from marl_flow.envs.smac.maps import BattleMap, find_map, task_spec, walkable
-from marl_flow.envs.smac.restore import battle_of, possible_state
+from marl_flow.envs.smac.maps import BattleMap, find_map, walkable
+from marl_flow.envs.smac.restore import battle_from_state, nearest_possible_state
 from marl_flow.envs.smac.step import advance
 from marl_flow.envs.smac.terrain import build_ground
 from marl_flow.envs.smac.units import LOOPS_PER_STEP
-from marl_flow.interfaces import Policy, TaskSpec, TimeStep, UserError
+from marl_flow.interfaces import Policy, TaskSpec, TimeStep
 
 if TYPE_CHECKING:
     import numpy as np
 
-BLOCK = 2048
-"""Battles advanced together: what is worked on at once should fit into the processor's cache."""
-ROUND = 64
-"""Blocks are filled up to a multiple of this, so that every battle takes the same vector instructions whatever the
-number of its neighbours, and gets the same bits."""
+BLOCK_SIZE = 2048
+"""Battles advanced together: a block should fit into the processor's cache."""
+BLOCK_MULTIPLE = 64
+"""Blocks are padded to a multiple of this, so that every battle is computed by the same vector instructions, and so
+to the same bits, however many others there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BattleState:
     """Everything a battle continues from: the units, steps [E] made, last actions [N, E] (-1 before the first), and
-    where agents look [N, E] where that matters (SMACv2's cones)."""
+    the directions in which agents look [N, E] if they see only a cone (SMACv2)."""
 
     battle: Battle
     steps: Tensor
@@ -55,9 +56,9 @@ class BattleState:
     facing: Tensor | None = None
 
 
-class SmacEnv:
-    """E battles of a map. Actions are integer choices [E, N]: no-op (the dead only), stop, north, south, east, west,
-    attack enemy 0, 1, ... (medivacs: heal ally 0, 1, ...). An illegal one is refused.
+class SmacEnv(BaseEnv):
+    """E battles of a map. Actions are integer choices [E, N]: no-op (dead agents only), stop, north, south, east, west,
+    attack enemy 0, 1, ... (medivacs: heal ally 0, 1, ...). Illegal actions are refused.
 
     Rewards are the team's, scaled so that a clean win returns 20, the same for every agent. `terminated` is a decided
     battle, a mutual kill included (`won` false); `truncated` is the step limit.
@@ -75,67 +76,53 @@ class SmacEnv:
     _mask: Tensor
 
     def __init__(self, task_id: str, num_envs: int, *, device: torch.device | str = "cpu") -> None:
-        if num_envs < 1:
-            raise UserError(f"{task_id}: expected at least one environment, got num_envs={num_envs}")
-        self._map = self._find(task_id)
-        self._num_envs = num_envs
-        self._device = torch.empty(0, device=device).device
-        self._spec = self._describe()
+        self._map = self._find_map(task_id)
+        super().__init__(self._build_spec(), num_envs, device=device)
         self._ground = build_ground(self._map, self._device)
         grid = torch.from_numpy(walkable(self._map.terrain).copy()).to(self._device)
         self._features = self._build_features(grid)
         units = self._map.agents + self._map.opponents
-        self._places = torch.tensor([place for _, place in units], device=self._device).t()[..., None]  # [2, U, 1]
+        self._start_positions = torch.tensor([position for _, position in units], device=self._device).t()[
+            ..., None
+        ]  # [2, U, 1]
         self._army = self._fixed_army()
         self._scale = self._reward_scale()
         self._seeds: Tensor | None = None
 
-    # What SMACv2's generated battles do differently (smacv2.py)
+    # What SMACv2's generated battles do differently (v2.py)
 
-    def _find(self, task_id: str) -> BattleMap:
+    def _find_map(self, task_id: str) -> BattleMap:
         return find_map(task_id.removeprefix("smac/"))
 
-    def _describe(self) -> TaskSpec:
-        return task_spec(self._map, f"smac/{self._map.name}")
+    def _build_spec(self) -> TaskSpec:
+        return spec(f"smac/{self._map.name}")
 
     def _build_features(self, grid: Tensor) -> Features:
         return Features(self._map, grid)
 
     def _fixed_army(self) -> Army:
         units = self._map.agents + self._map.opponents
-        kinds = torch.tensor([[TYPES.index(unit.name)] for unit, _ in units], device=self._device)
-        return build_army(kinds, self._map.num_agents, frozenset(unit.name for unit, _ in units))
+        types = torch.tensor([[TYPES.index(unit.name)] for unit, _ in units], device=self._device)
+        return build_army(types, self._map.num_agents, frozenset(unit.name for unit, _ in units))
 
     def _reward_scale(self) -> float | Tensor:
-        life = sum(unit.health + unit.shield for unit, _ in self._map.opponents)
-        return RETURN_OF_A_CLEAN_WIN / max_reward(self._map, life)
+        health = sum(unit.health + unit.shield for unit, _ in self._map.opponents)
+        return CLEAN_WIN_RETURN / max_reward(self._map, health)
 
     def _ranges(self) -> Ranges:
         ones = torch.ones(self._map.num_agents, 1, device=self._device)
         return Ranges(sight=SIGHT_RANGE * ones, shoot=SHOOT_RANGE * ones)
 
     def _reward(self, health: Tensor, shield: Tensor, after: Battle) -> Tensor:
-        """Pay [E] of a step before scaling, the win apart; health and shield [U, E] before it."""
+        """Reward [E] of a step before scaling and without the win bonus; health and shield [U, E] before it."""
         return damage_reward(health, shield, after, self._map.num_agents)
 
     def _spawn(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Places x, y [U, E] at the start."""
-        x, y = self._places.expand(-1, -1, len(seeds)).clone()
+        """Positions x, y [U, E] at the start."""
+        x, y = self._start_positions.expand(-1, -1, len(seeds)).clone()
         return x, y
 
     # The contract
-
-    @property
-    def spec(self) -> TaskSpec:
-        return self._spec
-
-    @property
-    def num_envs(self) -> int:
-        return self._num_envs
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
 
     @property
     def map(self) -> BattleMap:
@@ -143,33 +130,27 @@ class SmacEnv:
 
     @property
     def army(self) -> Army:
-        """Who fights, [U, E] or [U, 1] tables, allies first."""
+        """The units that fight, [U, E] or [U, 1] tables, allies first."""
         return self._army
 
     @property
     def battle_state(self) -> BattleState:
-        """A copy of the state, which `set_state` takes back."""
-        steps = self._started()
+        """A copy of the state, which `set_state` continues from."""
+        self._require_started()
         return BattleState(
-            battle=self._battle.columns(self._everybody()),
-            steps=steps.clone(),
+            battle=self._battle.columns(self._all_rows()),
+            steps=self._steps.clone(),
             last_actions=self._last_actions.clone(),
         )
 
     def reset(self, seeds: Sequence[int]) -> TimeStep:
-        """First step of E new battles. What differs between seeds: how far the enemy has walked before the first
-        observation (one or two loops), where it is ordered (2m_vs_1z), then every cooldown and the order of shots."""
-        seeds = [int(seed) for seed in seeds]
-        task = self.spec.task_id
-        if len(seeds) != self._num_envs:
-            raise UserError(f"{task}: expected {self._num_envs} seeds, got {len(seeds)}")
-        if min(seeds) < 0 or max(seeds) >= 2**63:
-            raise UserError(f"{task}: seeds must be in [0, 2**63), got {min(seeds)} to {max(seeds)}")
-        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=self._device)
+        """First step of E new battles. The seed decides how far the enemy has walked before the first observation (one
+        or two loops), where it is ordered (2m_vs_1z), and then every cooldown and the order of shots."""
+        self._seeds = torch.tensor(self._check_seeds(seeds), dtype=torch.int64, device=self._device)
         x, y = self._spawn(self._seeds)
         draws = seeding.row_uniform(self._seeds, 0, 2, device=self._device).to(torch.float32).t()
         goal_x, goal_y = self._goals(x, y, draws[0])
-        self._walk_on(x, y, goal_x, goal_y, 1.0 + (draws[1] < 0.5))
+        self._walk_straight(x, y, goal_x, goal_y, 1.0 + (draws[1] < 0.5))
         battle = begin(self._army, x, y, goal_x, goal_y)
         steps = torch.zeros(self._num_envs, dtype=torch.int64, device=self._device)
         return self._begin(battle, steps, torch.full_like(battle.target[: self._map.num_agents], -1))
@@ -177,74 +158,71 @@ class SmacEnv:
     def set_state(self, state: BattleState) -> TimeStep:
         """Continues from a state as after a reset: no rewards yet; decided battles are finished.
 
-        The draws to come are those of the last `reset`'s seeds, of zeros before the first."""
+        The random numbers of the next steps are those of the last `reset`'s seeds, or of seeds 0 before the first."""
         shape = (self._army.num_units, self._num_envs)
         for field in dataclasses.fields(state.battle):
             value = getattr(state.battle, field.name)
-            numbers = value.dtype in (torch.float32, torch.int64)
-            if tuple(value.shape) != shape or not numbers or not bool(torch.isfinite(value).all()):
-                raise UserError(
-                    f"{self.spec.task_id}: expected finite battle.{field.name}, float32 or int64, of shape {shape}, "
+            fits = value.dtype in (torch.float32, torch.int64) and tuple(value.shape) == shape
+            if not fits or not bool(torch.isfinite(value).all()):
+                raise self._error(
+                    f"expected finite battle.{field.name}, float32 or int64, of shape {shape}, "
                     f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
         units, agents = shape[0], (self._map.num_agents, shape[1])
-        whole = {
+        indices = {
             "steps": (state.steps, shape[1:], None, None),
             "last_actions": (state.last_actions, agents, -1, self.spec.action.size - 1),
             "battle.target": (state.battle.target, shape, -1, units - 1),
             "battle.flight_target": (state.battle.flight_target, shape, -1, units - 1),
             "battle.attacker": (state.battle.attacker, shape, -1, units - 1),
         }
-        for name, (value, expected, low, high) in whole.items():
+        for name, (value, expected, low, high) in indices.items():
             bounds = "" if low is None else f" from {low} to {high}"
             if tuple(value.shape) != expected or value.dtype != torch.int64:
-                raise UserError(
-                    f"{self.spec.task_id}: expected state.{name} as int64 of shape {expected}{bounds}, "
+                raise self._error(
+                    f"expected state.{name} as int64 of shape {expected}{bounds}, "
                     f"got {value.dtype} of shape {tuple(value.shape)}"
                 )
             if low is not None and high is not None and not bool(((value >= low) & (value <= high)).all()):
-                raise UserError(
-                    f"{self.spec.task_id}: expected state.{name}{bounds}, got {int(value.min())} to {int(value.max())}"
-                )
-        begun = state.last_actions >= 0
-        if not bool((begun.all(0) | ~begun.any(0)).all()):
-            raise UserError(f"{self.spec.task_id}: expected state.last_actions of a row to be all -1 or none")
+                raise self._error(f"expected state.{name}{bounds}, got {int(value.min())} to {int(value.max())}")
+        has_acted = state.last_actions >= 0
+        if not bool((has_acted.all(0) | ~has_acted.any(0)).all()):
+            raise self._error("expected state.last_actions of a row to be all -1 or none")
         if self._seeds is None:
             self._seeds = torch.zeros(self._num_envs, dtype=torch.int64, device=self._device)
-        battle = state.battle.columns(self._everybody().to(state.battle.x.device))
+        battle = state.battle.columns(self._all_rows().to(state.battle.x.device))
         for field in dataclasses.fields(battle):
             setattr(battle, field.name, getattr(battle, field.name).to(self._device))
-        bury(battle)
+        move_dead_off_map(battle)
         return self._begin(
             battle, state.steps.to(self._device, copy=True), state.last_actions.to(self._device, copy=True)
         )
 
     def expected_transition(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
-        """What must have been seen before and after a step from state [E, S] to next_state [E, S] under actions [E, N].
+        """The time steps before and after a step from state [E, S] to next_state [E, S] under actions [E, N].
 
-        The second moment's `state` is the possible one nearest to next_state; its rewards are those of the step.
+        The second one's `state` is the possible state nearest to next_state; its rewards are those of the step.
         """
         features, army, size = self._features, self._army, state.shape[1]
         if state.shape != next_state.shape or size != self.spec.state_size:
-            raise UserError(
-                f"{self.spec.task_id}: expected states [E, {self.spec.state_size}], got {list(state.shape)}"
-            )
-        before, after = (battle_of(features, army, moment) for moment in (state, next_state))
-        won, _, over = self._outcome(after)
-        paid = self._reward(before.health, before.shield, after) + WIN_REWARD * won
+            raise self._error(f"expected states [E, {self.spec.state_size}], got {list(state.shape)}")
+        before, after = (battle_from_state(features, army, shown) for shown in (state, next_state))
+        won, _, decided = self._outcome(after)
+        reward = self._reward(before.health, before.shield, after) + WIN_REWARD * won
+        possible = nearest_possible_state(features, army, state, actions, next_state)
         steps = []
-        for battle, moment in ((before, state), (after, possible_state(features, army, state, actions, next_state))):
+        for battle, shown in ((before, state), (after, possible)):
             ranges = self._ranges()
             mask = features.legal(battle, army, ranges)
-            rewards = (paid * self._scale)[:, None].expand(-1, self._map.num_agents)
+            rewards = (reward * self._scale)[:, None].expand(-1, self._map.num_agents)
             steps.append(
                 TimeStep(
                     observations=features.observations(battle, army, ranges, mask),
                     rewards=rewards if battle is after else torch.zeros_like(rewards),
-                    terminated=over if battle is after else torch.zeros_like(over),
-                    truncated=torch.zeros_like(over),
+                    terminated=decided if battle is after else torch.zeros_like(decided),
+                    truncated=torch.zeros_like(decided),
                     action_mask=mask.permute(2, 0, 1),
-                    state=moment,
+                    state=shown,
                     won=won,
                 )
             )
@@ -252,52 +230,47 @@ class SmacEnv:
 
     @torch.no_grad()
     def step(self, actions: Tensor) -> TimeStep:
-        """Eight game loops under actions [E, N]; finished rows stay as they are and are paid nothing."""
-        steps = self._started()
-        chosen = self._checked(actions).t().contiguous()
-        going = (~self._finished).nonzero()[:, 0]
-        paid = torch.zeros(self._num_envs, device=self._device)
+        """Eight game loops under actions [E, N]; finished rows stay as they are and receive zero reward."""
+        self._require_started()
+        chosen = self._check_discrete(actions, self._mask).t().contiguous()
+        running = (~self._finished).nonzero()[:, 0]
+        reward = torch.zeros(self._num_envs, device=self._device)
         self._tick += 1
-        for part in going.split(BLOCK) if len(going) else ():
-            padded = torch.cat([part, part[-1:].expand(-len(part) % ROUND)])
+        for rows in running.split(BLOCK_SIZE) if len(running) else ():
+            padded = torch.cat([rows, rows[-1:].expand(-len(rows) % BLOCK_MULTIPLE)])
             battle, army = self._battle.columns(padded), self._army.columns(padded)
             health, shield = battle.health.clone(), battle.shield.clone()
-            self._order(battle, army, chosen[:, padded])
+            self._give_orders(battle, army, chosen[:, padded])
             advance(battle, army, self._ground, self._draws(padded))
-            self._battle.put(part, battle)
-            paid[part] = self._reward(health, shield, battle)[: len(part)]
-        self._steps = steps + ~self._finished
+            self._battle.put(rows, battle)
+            reward[rows] = self._reward(health, shield, battle)[: len(rows)]
+        self._steps = self._steps + ~self._finished
         self._last_actions = torch.where(self._finished, self._last_actions, chosen)
-        return self._time_step(paid)
+        return self._time_step(reward)
 
     # Inside
 
-    def _started(self) -> Tensor:
-        if self._seeds is None:
-            raise UserError(f"{self.spec.task_id}: no episode has begun; call reset(seeds) first")
-        return self._steps
-
-    def _everybody(self) -> Tensor:
+    def _all_rows(self) -> Tensor:
         return torch.arange(self._num_envs, device=self._device)
 
-    def _goals(self, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """Where everybody walks: allies nowhere, enemies to where they are ordered; share [E] places it between two
-        points."""
+    def _goals(self, x: Tensor, y: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
+        """Where units walk: allies nowhere, enemies to where they are ordered; between two points of an order, fraction
+        [E] of the way."""
         goal_x, goal_y = x.clone(), y.clone()
         enemies, order = slice(self._map.num_agents, None), self._map.order
         if order:
-            goal_x[enemies] = order[0][0] + share * (order[-1][0] - order[0][0])
-            goal_y[enemies] = order[0][1] + share * (order[-1][1] - order[0][1])
+            goal_x[enemies] = order[0][0] + fraction * (order[-1][0] - order[0][0])
+            goal_y[enemies] = order[0][1] + fraction * (order[-1][1] - order[0][1])
         return goal_x, goal_y
 
-    def _walk_on(self, x: Tensor, y: Tensor, goal_x: Tensor, goal_y: Tensor, loops: Tensor) -> None:
-        """Everybody that many loops [E] along the straight line to its goal, in place."""
-        way_x, way_y = goal_x - x, goal_y - y
-        share = self._army.speed * loops / (way_x**2 + way_y**2).sqrt().clamp_min(1e-6)
-        x += way_x * share.clamp_max(1.0)
-        y += way_y * share.clamp_max(1.0)
+    def _walk_straight(self, x: Tensor, y: Tensor, goal_x: Tensor, goal_y: Tensor, loops: Tensor) -> None:
+        """Moves units for that many loops [E] along the straight line to their goal, in place."""
+        offset_x, offset_y = goal_x - x, goal_y - y
+        fraction = self._army.speed * loops / (offset_x**2 + offset_y**2).sqrt().clamp_min(1e-6)
+        x += offset_x * fraction.clamp_max(1.0)
+        y += offset_y * fraction.clamp_max(1.0)
 
-    def _order(self, battle: Battle, army: Army, actions: Tensor) -> None:
+    def _give_orders(self, battle: Battle, army: Army, actions: Tensor) -> None:
         """Actions [N, E] become orders, in place."""
         order_allies(battle, army, actions, self._map.has_medivacs)
 
@@ -310,22 +283,22 @@ class SmacEnv:
 
     def _begin(self, battle: Battle, steps: Tensor, last_actions: Tensor) -> TimeStep:
         self._battle, self._steps, self._last_actions = battle, steps, last_actions
-        self._tick = 0
-        rows = torch.zeros(self._num_envs, device=self._device)
-        self._finished = rows.bool()
-        self._terminated, self._truncated, self._won = rows.bool(), rows.bool(), rows.bool()
-        self._returns = rows
-        return self._time_step(rows)
+        self._tick, self._has_begun = 0, True
+        zeros = torch.zeros(self._num_envs, device=self._device)
+        self._finished = zeros.bool()
+        self._terminated, self._truncated, self._won = zeros.bool(), zeros.bool(), zeros.bool()
+        self._returns = zeros
+        return self._time_step(zeros)
 
-    def _time_step(self, paid: Tensor) -> TimeStep:
-        """Ends battles that are decided or out of time, and describes them all; paid [E] unscaled."""
-        won, _, over = self._outcome(self._battle)
-        going = ~self._finished
-        self._won = torch.where(going, won, self._won)
-        self._terminated = torch.where(going, over, self._terminated)
-        self._truncated = torch.where(going, ~over & (self._steps >= self.spec.max_steps), self._truncated)
-        bonus = WIN_REWARD * (won & going & (self._tick > 0))
-        reward = torch.where(going, (paid + bonus) * self._scale, 0.0)
+    def _time_step(self, reward: Tensor) -> TimeStep:
+        """Ends battles that are decided or at the step limit; reward [E] unscaled, without the win bonus."""
+        won, _, decided = self._outcome(self._battle)
+        running = ~self._finished
+        self._won = torch.where(running, won, self._won)
+        self._terminated = torch.where(running, decided, self._terminated)
+        self._truncated = torch.where(running, ~decided & (self._steps >= self.spec.max_steps), self._truncated)
+        bonus = WIN_REWARD * (won & running & (self._tick > 0))
+        reward = torch.where(running, (reward + bonus) * self._scale, 0.0)
         self._returns = self._returns + reward
         self._finished = self._terminated | self._truncated
         ranges = self._ranges()
@@ -348,50 +321,24 @@ class SmacEnv:
         )
 
     def _outcome(self, battle: Battle) -> tuple[Tensor, Tensor, Tensor]:
-        """Won, lost, decided [E] bool. On maps with medivacs SMAC counts a side of medivacs alone as beaten, ours
-        first; both sides dead is neither won nor lost elsewhere."""
+        """Won, lost, decided [E] bool. On maps with medivacs SMAC counts a side of medivacs alone as beaten, the allies
+        first; on other maps it is neither won nor lost if both sides are dead."""
         agents = self._map.num_agents
         alive = battle.alive
-        ours, theirs = alive[:agents].any(0), alive[agents:].any(0)
-        lost, won = ~ours & theirs, ours & ~theirs
+        allies, enemies = alive[:agents].any(0), alive[agents:].any(0)
+        lost, won = ~allies & enemies, allies & ~enemies
         if self._map.has_medivacs:
             healers = self._army.heals.expand(alive.shape)
             lost = ~(alive & ~healers)[:agents].any(0)
             remaining = alive[agents:].sum(0)
             won = ~lost & ((remaining == 0) | ((remaining == 1) & (alive & healers)[agents:].any(0)))
-        return won, lost, won | lost | (~ours & ~theirs)
-
-    def _checked(self, actions: Tensor) -> Tensor:
-        task, shape = self.spec.task_id, (self._num_envs, self._map.num_agents)
-        if tuple(actions.shape) != shape or actions.is_floating_point() or actions.dtype == torch.bool:
-            raise UserError(
-                f"{task}: expected actions as integers of shape {shape}, "
-                f"got {actions.dtype} of shape {tuple(actions.shape)}"
-            )
-        if actions.device != self._device:
-            raise UserError(f"{task}: expected actions on {self._device}, got them on {actions.device}")
-        actions = actions.long()
-        size = self.spec.action.size
-        inside = (actions >= 0) & (actions < size)
-        legal = inside & self._mask.gather(2, actions.clamp(0, size - 1)[..., None])[..., 0]
-        if not bool(legal.all()):
-            row, agent = (~legal).nonzero()[0].tolist()
-            allowed = self._mask[row, agent].nonzero()[:, 0].tolist()
-            raise UserError(
-                f"{task}: expected legal actions, got {int(actions[row, agent])} for agent {agent} of row {row}, who "
-                f"may choose {allowed}; choose where action_mask is true"
-            )
-        return actions
+        return won, lost, won | lost | (~allies & ~enemies)
 
     def render(self, row: int = 0, size: int = 400) -> np.ndarray:
         """RGB picture uint8 [size, size, 3] of one battle."""
         from marl_flow.envs.smac.render import draw_battle
 
-        self._started()
-        if not 0 <= row < self._num_envs:
-            raise UserError(f"{self.spec.task_id}: expected a row from 0 to {self._num_envs - 1}, got {row}")
-        if size < 64:
-            raise UserError(f"{self.spec.task_id}: expected a picture of at least 64 pixels, got {size}")
+        self._check_picture(row, size)
         column = torch.tensor([row], device=self._device)
         caption = f"{self.spec.task_id}   step {int(self._steps[row])}   return {float(self._returns[row]):.1f}"
         army = self._army.columns(column)
@@ -402,13 +349,11 @@ def make(
     task_id: str, num_envs: int, device: torch.device | str, dtype: torch.dtype | None, opponent: Policy | None
 ) -> SmacEnv:
     """The environment of a task; arguments as in `marl_flow.envs.make`. Single precision only."""
-    if opponent is not None:
-        raise UserError(f"{task_id}: the enemy is the map's own; leave `opponent` out")
-    if dtype not in (None, torch.float32):
-        raise UserError(f"{task_id}: expected dtype float32, got {dtype}")
+    refuse_opponent(task_id, opponent)
+    check_dtype(task_id, dtype or torch.float32, (torch.float32,))
     return SmacEnv(task_id, num_envs, device=device)
 
 
 def spec(task_id: str) -> TaskSpec:
     """The `TaskSpec` of a task, without building it."""
-    return task_spec(find_map(task_id.removeprefix("smac/")), task_id)
+    return tasks.find_card(task_id).spec

@@ -27,7 +27,7 @@ FIRED_LOOPS = 8.0  # a shot is shown until one step after it was begun
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """What a picture shows: pixels per cell, and the pixel (right, down) where a place of the map would be."""
+    """How map coordinates become pixels: pixels per cell, and which map point `middle` is at which pixel `centre`."""
 
     scale: float
     middle: tuple[float, float]
@@ -40,7 +40,7 @@ class Camera:
         )
 
     def box(self, x: float, y: float, across: float, up: float) -> list[tuple[float, float]]:
-        """Corners of a rectangle around a place, from half its width and height in cells."""
+        """Corners of a rectangle around a point, from half its width and height in cells."""
         return [self(x - across, y + up), self(x + across, y - up)]
 
 
@@ -62,7 +62,7 @@ def fit_camera(grid: np.ndarray, size: int) -> Camera:
 
 @dataclass(frozen=True, kw_only=True)
 class _Unit:
-    """One living unit of the picture, in plain numbers; target: whom it shoots or heals just now, or None."""
+    """One living unit of the picture, in plain numbers; target: the unit it is shooting or healing, or None."""
 
     index: int
     is_ally: bool
@@ -82,8 +82,8 @@ def draw_battle(battle: Battle, army: Army, grid: np.ndarray, caption: str, size
     walked on bool [x, y]. Up is north.
 
     Allies are blue with their agent number, enemies red with their type's letter (the legend names both), discs as
-    large as the units; the dead are left out. Bars: shield above health. Lines: shots begun or taken in the last step,
-    and heals. Shade: where allies' weapons reach units of their own size.
+    large as the units; dead units are not drawn. Bars: shield above health. Lines: shots begun or taken in the last
+    step, and heals. Shade: where allies' weapons reach units of their own size.
     """
     from PIL import Image, ImageFont
     from PIL.ImageDraw import Draw
@@ -102,10 +102,10 @@ def draw_battle(battle: Battle, army: Army, grid: np.ndarray, caption: str, size
     for unit in sorted(units, key=lambda entry: -entry.radius):
         body = camera.box(unit.x, unit.y, unit.radius, unit.radius)
         pen.ellipse(body, fill=ALLY if unit.is_ally else ENEMY, outline=INK, width=hair)
-    places = {unit.index: unit for unit in units}
+    by_index = {unit.index: unit for unit in units}
     for unit in units:
-        if unit.target in places:
-            other = places[unit.target]
+        if unit.target in by_index:
+            other = by_index[unit.target]
             colour = HEAL if unit.heals else ALLY_SHOT if unit.is_ally else ENEMY_SHOT
             pen.line([camera(unit.x, unit.y), camera(other.x, other.y)], fill=colour, width=line)
     for unit in units:
@@ -115,11 +115,11 @@ def draw_battle(battle: Battle, army: Army, grid: np.ndarray, caption: str, size
     for unit in units:
         thick, half = max(0.14, 2.0 * SMOOTHING / camera.scale) / 2.0, max(unit.radius, 0.375)
         bars = [(unit.health, HEALTH)] + ([] if unit.shield is None else [(unit.shield, SHIELD)])
-        for row, (share, colour) in enumerate(bars):
+        for row, (fraction, colour) in enumerate(bars):
             height = unit.y + unit.radius + 2.0 * thick * row
             left, right = unit.x - half, unit.x + half
             pen.rectangle([camera(left, height + thick), camera(right, height - thick)], fill=SPENT)
-            end = left + share * (right - left)
+            end = left + fraction * (right - left)
             pen.rectangle([camera(left, height + thick), camera(end, height - thick)], fill=colour)
     band = round(BAND * pixels)
     for top, text in ((0, caption), (pixels - band, _legend(army))):
@@ -132,24 +132,24 @@ def draw_battle(battle: Battle, army: Army, grid: np.ndarray, caption: str, size
 
 
 def _draw_walls(pen: ImageDraw, camera: Camera, grid: np.ndarray) -> None:
-    """Whatever is not ground, out to the picture's border."""
-    beyond = 16  # cells on every side, more than a picture shows
-    for x, column in enumerate(np.pad(~grid, beyond, constant_values=True), -beyond):
+    """Everything that is not ground, up to the picture's border."""
+    margin = 16  # cells on every side, more than a picture shows
+    for x, column in enumerate(np.pad(~grid, margin, constant_values=True), -margin):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], column, [False]])))
-        for low, high in edges.reshape(-1, 2) - beyond:
+        for low, high in edges.reshape(-1, 2) - margin:
             pen.rectangle([camera(x, high), camera(x + 1, low)], fill=WALL)
 
 
 def _units(battle: Battle, army: Army) -> list[_Unit]:
-    """The living."""
+    """The living units."""
 
     def column(table: Tensor) -> list:
         return table[:, 0].tolist()
 
-    names = [TYPES[kind] for kind in column(army.kinds)]
+    names = [TYPES[unit_type] for unit_type in column(army.types)]
     x, y, health, shield = column(battle.x), column(battle.y), column(battle.health), column(battle.shield)
     radius, reach = column(army.radius), column(army.reach)
-    most, shields = column(army.max_health), column(army.max_shield)
+    max_health, max_shield = column(army.max_health), column(army.max_shield)
     heals, fired = (
         column(army.heals),
         column((battle.cooldown > army.period - FIRED_LOOPS) | (battle.windup < NEVER / 2)),
@@ -160,11 +160,11 @@ def _units(battle: Battle, army: Army) -> list[_Unit]:
     for index, name in enumerate(names):
         if health[index] <= 0:
             continue
-        aim = flight_target[index] if flying[index] else target[index] if fired[index] or heals[index] else -1
-        if heals[index] and aim >= 0:
-            gap = np.hypot(x[index] - x[aim], y[index] - y[aim])
-            working = energy[index] > 0 and gap <= reach[index] + radius[index] + radius[aim]
-            aim = aim if working else -1
+        aimed_at = flight_target[index] if flying[index] else target[index] if fired[index] or heals[index] else -1
+        if heals[index] and aimed_at >= 0:
+            gap = np.hypot(x[index] - x[aimed_at], y[index] - y[aimed_at])
+            working = energy[index] > 0 and gap <= reach[index] + radius[index] + radius[aimed_at]
+            aimed_at = aimed_at if working else -1
         units.append(
             _Unit(
                 index=index,
@@ -174,9 +174,9 @@ def _units(battle: Battle, army: Army) -> list[_Unit]:
                 y=y[index],
                 radius=radius[index],
                 reach=reach[index],
-                health=health[index] / most[index],
-                shield=shield[index] / shields[index] if shields[index] else None,
-                target=aim if aim >= 0 else None,
+                health=health[index] / max_health[index],
+                shield=shield[index] / max_shield[index] if max_shield[index] else None,
+                target=aimed_at if aimed_at >= 0 else None,
                 heals=heals[index],
             )
         )
@@ -185,11 +185,11 @@ def _units(battle: Battle, army: Army) -> list[_Unit]:
 
 def _legend(army: Army) -> str:
     """Which numbers and letters are which units."""
-    names = [TYPES[kind] for kind in army.kinds[:, 0].tolist()]
-    ours, theirs = names[: army.num_allies], names[army.num_allies :]
-    numbers = {name: [index for index, other in enumerate(ours) if other == name] for name in ours}
+    names = [TYPES[unit_type] for unit_type in army.types[:, 0].tolist()]
+    allies, enemies = names[: army.num_allies], names[army.num_allies :]
+    numbers = {name: [index for index, other in enumerate(allies) if other == name] for name in allies}
     left = ", ".join(f"{_spans(members)} {name}" for name, members in numbers.items())
-    right = ", ".join(f"{LETTERS[name]} {name}" for name in sorted(set(theirs)))
+    right = ", ".join(f"{LETTERS[name]} {name}" for name in sorted(set(enemies)))
     return f"{left}   against   {right}".replace("_", " ")
 
 

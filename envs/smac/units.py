@@ -19,7 +19,7 @@ LOOPS_PER_SECOND = 16
 LOOPS_PER_STEP = 8
 
 COOLDOWN_JITTER = (-1.0, 2.0)
-"""After each shot the weapon's next cooldown is longer by a uniform number of loops in this range."""
+"""After each shot a uniform number of loops in this range is added to the weapon's cooldown."""
 SHIELD_DELAY_SECONDS = 10.0
 SHIELD_RATE = 2.0
 ZERG_HEALTH_RATE = 0.2734
@@ -46,9 +46,9 @@ class Unit:
     biological: bool = False
     structure: bool = False
     air: bool = False
-    """Flies: met by no ground unit, hit by weapons with `hits_air` alone."""
+    """Flies: passes over ground units, and only weapons with `hits_air` hit it."""
     walks_over: bool = False
-    """On the ground, but no ground unit is in its way (the colossus)."""
+    """On the ground, but passes over other ground units (the colossus)."""
     radius: float
     """Of range measurements."""
     separation: float
@@ -63,9 +63,9 @@ class Unit:
     bonus_light: float = 0.0
     bonus_armoured: float = 0.0
     projectile_speed: float | None = None
-    """None: the hit lands when the shot is taken."""
+    """None: the shot hits at once."""
     second_hit_delay: float | None = None
-    """Zealot and colossus: every attack hits once more after this long."""
+    """Zealot and colossus: every attack hits a second time after this delay."""
     sight: float
     max_cooldown: float = 15.0
     """What SMAC divides the cooldown by, in loops (`oxwhirl/smac: smac/env/starcraft2/starcraft2.py`)."""

@@ -18,6 +18,7 @@ from marl_flow.checkpoint import Header
 from marl_flow.commands.opponents import environment
 from marl_flow.commands.targets import target_return
 from marl_flow.config import digest
+from marl_flow.files import atomic_file
 from marl_flow.interfaces import EXECUTIONS, ActingConfig, EvaluationResult, Execution, UserError
 from marl_flow.run_folder import CONFIG, environment_info
 from marl_flow.run_log import BlockLog
@@ -186,10 +187,9 @@ def write_rollout(algorithm: Algorithm, acting: ActingConfig, path: Path, seed: 
     env = environment(algorithm.spec, 1, device)
     pictures = evaluation.rollout_frames(algorithm.policy(acting), env, seed, seeding.generator(0, "rollout"))
     frames = [Image.fromarray(picture) for picture in pictures]
-    unfinished = path.with_name(f".{path.name}.writing")
     durations = [*itertools.repeat(100, len(frames) - 1), 1500]
-    frames[0].save(unfinished, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-    unfinished.replace(path)
+    with atomic_file(path) as file:
+        frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def describe(result: EvaluationResult) -> str:

@@ -247,7 +247,7 @@ class StubGame(starcraft2.Game):
     def _build(self, seed: int | None) -> Any:
         stub = Stub(self.task_id, list(self.answers), self.restarts)
         self.built.append((stub, seed))
-        return SimpleWrapper(stub) if self._battle.race else stub
+        return SimpleWrapper(stub) if self._map.race else stub
 
 
 class SimpleWrapper:

@@ -175,7 +175,9 @@ def lenient_step(skipped: str) -> dict[str, Callable]:
 
 NAN = torch.tensor(torch.nan)
 BROKEN = {
-    "num_envs: make_env(3) says 4": altered(Drift, __init__=lambda self, n: Drift.__init__(self, n + 1)),
+    "num_envs: 3 requested, the environment says 4": altered(
+        Drift, __init__=lambda self, n: Drift.__init__(self, n + 1)
+    ),
     "expected a torch.device": altered(Drift, device=property(lambda s: "cpu", lambda s, v: None)),
     "lacks a part of the VectorEnv protocol": altered(Drift, step=property()),
     "observations has shape": altered(Drift, told=told_with(lambda e, s: {"observations": s.observations[..., :1]})),
@@ -194,11 +196,11 @@ BROKEN = {
     "without a legal action": altered(
         Choices, told=told_with(lambda e, s: {"action_mask": s.action_mask & ~e.over[:, None, None]})
     ),
-    "left from the episode before": altered(Drift, told=told_with(lambda e, s: {"rewards": s.rewards + 1.0})),
+    "remain from the last episode": altered(Drift, told=told_with(lambda e, s: {"rewards": s.rewards + 1.0})),
     "the flags of a finished row changed": altered(
         Drift, told=told_with(lambda e, s: {"terminated": s.terminated & torch.tensor(e.time < 5)})
     ),
-    "a finished row is paid": altered(Drift, step=unfrozen_step),
+    "a finished row receives a reward": altered(Drift, step=unfrozen_step),
     "a finished row's observation changed": altered(
         Drift, told=told_with(lambda e, s: {"observations": s.observations + 0.1 * e.time})
     ),

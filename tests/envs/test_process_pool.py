@@ -111,7 +111,7 @@ def test_ends_are_told_apart_and_frozen(fakes: ModuleType, pool: Callable[..., P
         for wrong in (ONES.float(), ONES[:1], ONES[..., None], ONES.bool(), ONES.to("meta")):
             with pytest.raises(UserError, match=r"expected actions as integers of shape \(2, 2\) on cpu, got"):
                 env.step(wrong)
-        with pytest.raises(UserError, match="expected 2 seeds, got 3"):
+        with pytest.raises(UserError, match="expected 2 seeds, one per environment, got 3"):
             env.reset([1, 2, 3])
         with pytest.raises(UserError, match=r"seeds must be in \[0, 2\*\*63\), got -1 to 1"):
             env.reset([1, -1])
@@ -140,7 +140,7 @@ def test_ends_are_told_apart_and_frozen(fakes: ModuleType, pool: Callable[..., P
 @pytest.mark.parametrize(
     ("trouble", "rows", "message"),
     [
-        ("exit", 1, r"fake/duel: row 0, at step 2: its worker process ended with exit code 3; what it had to say"),
+        ("exit", 1, r"fake/duel: row 0, at step 2: its worker process ended with exit code 3; its last messages"),
         ("kill", 1, r"fake/duel: row 0, at step 2: its worker process was killed by SIGKILL; out of memory\?"),
         ("hang", 2, r"fake/duel: row 1, at step 2: rows \[1\] did not answer within 0.3 s"),
         ("raise", 1, r"row 0, at step 2: EOFError: the game said nothing\n[\s\S]*in misbehave[\s\S]*All rows were"),
@@ -166,8 +166,8 @@ def test_trouble_in_the_last_row(
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("build", r"row 0, starting: no such map\nAll rows were shut down; make the environment anew to go on$"),
-        ("size", r"fake/duel: expected observation_size 3, got 4: another version of the simulator\?"),
+        ("build", r"row 0, starting: no such map\nAll rows were shut down; make a new environment to continue$"),
+        ("size", r"fake/duel: expected observation_size 3, got 4: is it another version of the simulator\?"),
         ("shape", r"fake/duel: row 0: expected observations \[2, 3\], got \[3\]"),
     ],
     ids=["build", "size", "shape"],
@@ -231,7 +231,7 @@ def test_arguments() -> None:
         (spec, 0, {}, "t: expected at least one environment, got num_envs=0"),
         (spec, 1, {"dtype": torch.int32}, "t: expected dtype float32 or float64, got torch.int32"),
         (spec, 1, {"step_timeout_seconds": 0.0}, "t: expected positive time limits"),
-        (continuous, 1, {}, "t: a ProcessPool serves discrete actions, got continuous ones"),
+        (continuous, 1, {}, "t: a ProcessPool needs discrete actions, got continuous ones"),
     ):
         with pytest.raises(UserError, match=message):
             ProcessPool(int, given, count, **options)

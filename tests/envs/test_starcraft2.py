@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from marl_flow import tasks
 from marl_flow.envs import starcraft2
 from marl_flow.envs.process_pool import Frame
 from marl_flow.interfaces import UserError, VectorEnv
@@ -121,7 +122,7 @@ class Machine:
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        self.modules |= {**dict.fromkeys(starcraft2.NEEDED, Path()), package: self.folder.parent / package}
+        self.modules |= {**dict.fromkeys(starcraft2.REQUIRED_MODULES, Path()), package: self.folder.parent / package}
         return self
 
 
@@ -140,7 +141,7 @@ def test_a_bare_machine_is_told_everything_at_once(machine: Machine) -> None:
     """Catches a list that comes one item per try, a place looked at but not named, and `pip install smac`."""
     text = complaint("smac-sc2/3m")
     for part in (
-        "smac-sc2/3m is played by StarCraft II itself, which is not (wholly) installed here:\n  - Python packages: ",
+        "smac-sc2/3m runs StarCraft II itself, which is not completely installed here:\n  - Python packages: ",
         "looked for the modules smac, pysc2, s2clientprotocol, portpicker, websocket, absl, did not find smac, pysc2, ",
         "pip install --no-deps git+https://github.com/oxwhirl/smac.git pysc2 s2clientprotocol portpicker websocket-cl",
         f"the game: looked for the folder {machine.folder} (SC2PATH), found none; get the Linux package 4.10 from "
@@ -151,7 +152,7 @@ def test_a_bare_machine_is_told_everything_at_once(machine: Machine) -> None:
     assert "git+https://github.com/oxwhirl/smacv2.git" in complaint("smacv2-sc2/zerg_10_vs_11")
     machine.patch.delenv("SC2PATH")
     machine.patch.setenv("HOME", str(machine.folder.parent))
-    assert f"{machine.folder} (its usual place, SC2PATH is not set), found none" in complaint("smac-sc2/3m")
+    assert f"{machine.folder} (the default, as SC2PATH is not set), found none" in complaint("smac-sc2/3m")
 
 
 def test_each_missing_part(machine: Machine) -> None:
@@ -225,7 +226,7 @@ def test_what_the_packages_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     assert (
         "exception_unit_types"
-        not in starcraft2.capability_config(starcraft2.battle("smacv2-sc2/protoss_5_vs_5"))["team_gen"]
+        not in starcraft2.capability_config(starcraft2.find_map("smacv2-sc2/protoss_5_vs_5"))["team_gen"]
     )
 
 
@@ -331,8 +332,8 @@ def legal(frame: Frame, source: np.random.Generator) -> list[int]:
 @pytest.mark.parametrize("task_id", starcraft2.TASKS)
 def test_the_package_agrees_with_the_table(fakes: ModuleType, task_id: str) -> None:
     """Catches sizes or limits that another version of the package changed."""
-    fight, spec = starcraft2.battle(task_id), starcraft2.spec(task_id)
-    needs(fight.package)
+    game_map, spec = starcraft2.find_map(task_id), starcraft2.spec(task_id)
+    needs(game_map.package)
     assert starcraft2.Game(task_id).describe() == {
         "num_agents": spec.num_agents,
         "observation_size": spec.observation_size,
@@ -342,7 +343,7 @@ def test_the_package_agrees_with_the_table(fakes: ModuleType, task_id: str) -> N
     }
 
 
-@pytest.mark.parametrize("name", starcraft2.MAPS)
+@pytest.mark.parametrize("name", tasks.SMAC_MAPS)
 def test_everything_of_smac_passes_unchanged(fakes: ModuleType, name: str) -> None:
     """Catches any number that the adapter changes: its game beside the package used as the datasets' authors did."""
     needs("smac")
@@ -359,7 +360,7 @@ def test_everything_of_smac_passes_unchanged(fakes: ModuleType, name: str) -> No
         frame = game.reset(episode)
         observations, state = theirs.reset()
         rewards = []
-        for _ in range(starcraft2.MAPS[name][2]):
+        for _ in range(tasks.SMAC_MAPS[name].max_steps):
             assert np.array_equal(frame.observations, observations)
             assert np.array_equal(frame.state, state) and np.array_equal(frame.mask, theirs.get_avail_actions())
             actions = legal(frame, source)
@@ -446,7 +447,7 @@ def test_real_reward_scale(fakes: ModuleType) -> None:
 @pytest.mark.parametrize("task_id", ["smac-sc2/2s3z", "smacv2-sc2/protoss_5_vs_5"])
 def test_real_packages_in_workers(fakes: ModuleType, monkeypatch: pytest.MonkeyPatch, task_id: str) -> None:
     """Catches a package that works in this process only, and rows that disturb each other at their different ends."""
-    needs(starcraft2.battle(task_id).package)
+    needs(starcraft2.find_map(task_id).package)
     monkeypatch.setattr(starcraft2, "Game", fakes.RestoredGame)
     with starcraft2.StarCraftEnv(task_id, 2, dtype=torch.float64) as env:
         for episode in range(2):
@@ -465,7 +466,7 @@ def test_smacv2_plays(fakes: ModuleType, task_id: str) -> None:
     """Catches teams or places that the package refuses, and what it shows changed or cut on the way."""
     needs("smacv2")
     source, game = np.random.default_rng(0), fakes.RestoredGame(task_id, fates={6: lambda game: game.kill(2)})
-    spec, fight = starcraft2.spec(task_id), starcraft2.battle(task_id)
+    spec, game_map = starcraft2.spec(task_id), starcraft2.find_map(task_id)
     for episode in range(2):
         frame = game.reset(episode)
         for _ in range(6):
@@ -479,10 +480,14 @@ def test_smacv2_plays(fakes: ModuleType, task_id: str) -> None:
             outcome = game.step(legal(frame, source))
             frame = outcome.frame
         assert outcome.won and outcome.terminated and outcome.reward > 0
-        names = set(starcraft2.TEAMS[fight.race][0])
+        names = set(tasks.SMACV2_TEAMS[game_map.race].units)
         assert {inner.id_to_unit_name_map.get(unit.unit_type, "") for unit in inner.agents.values()} <= names | {""}
         if episode == 0:
-            scale = 10 * fight.enemies + 200 + sum(unit.health_max + unit.shield_max for unit in inner.enemies.values())
+            scale = (
+                10 * game_map.battle.num_enemies
+                + 200
+                + sum(unit.health_max + unit.shield_max for unit in inner.enemies.values())
+            )
             assert inner.max_reward == scale
 
 

@@ -24,7 +24,7 @@ from marl_flow.benchmarks.studies import robot_datasets
 from marl_flow.commands import data
 from marl_flow.datasets import behaviour, catalog, native
 from marl_flow.datasets.replay.check import replay
-from marl_flow.envs.mamujoco.tasks import partition
+from marl_flow.envs.mamujoco.tasks import find_partition
 from marl_flow.interfaces import ActionSpec, UserError
 
 EPISODES = os.environ.get("MAMUJOCO_TEST_EPISODES", "24")
@@ -65,7 +65,7 @@ def test_stored_cheetahs_fit_their_task(tmp_path: Path) -> None:
 def test_actors_do_not_see_how_far_they_have_come(task_id: str) -> None:
     """Catches a shipped policy that acts by the absolute position, which no other episode has alike."""
     spec = envs.spec(task_id)
-    column = partition(task_id).fields[0].index("q0")
+    column = find_partition(task_id).fields[0].index("q0")
     for quality in ("good", "medium", "poor"):
         stack = behaviour.read_stack(behaviour.behaviour_file(task_id), quality)
         size = (stack.size, spec.num_agents, spec.observation_size)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from marl_flow import envs
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.specs import known_spec
 from marl_flow.envs.checks import check_vector_env
@@ -217,7 +217,7 @@ def test_a_breakdown_ends_the_episode_with_its_reason(task_id: str, harm, reason
                 assert torch.equal(step.observations[row], expected.observations[row]), index
                 assert torch.equal(step.rewards[row], expected.rewards[row])
     assert env.failures[0] is None and env.failures[1].startswith(reason) and env.failures[2] is None
-    assert len(caplog.messages) == 1 and f"{task_id}: MuJoCo broke down in row 1" in caplog.messages[0]
+    assert len(caplog.messages) == 1 and f"{task_id}: MuJoCo failed in row 1" in caplog.messages[0]
     assert not env.reset([5, 6, 7]).finished.any() and env.failures == (None, None, None)
 
 
@@ -280,7 +280,9 @@ def test_a_cheetahs_moment_can_be_restored() -> None:
 def test_a_cheetahs_data_fit_their_environment() -> None:
     """Catches an environment that refuses, by the suite's own replay, the data just collected in it."""
     env = envs.make(CHEETAH, 3)
-    store = rollout(env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine")
+    store = collect_batch(
+        env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine"
+    )
     outcome = replay(store, lambda rows: envs.make(CHEETAH, rows, dtype=torch.float64), transitions=512)
     assert outcome.fits, outcome.message
 

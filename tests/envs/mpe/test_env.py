@@ -166,7 +166,7 @@ def forces_at(radii: tuple[float, ...], num_agents: int, num_solid: int, places:
     """Contact forces [A, 2]."""
     bodies = build_bodies(
         radii=radii,
-        drives=(1.0,) * num_agents,
+        force_scales=(1.0,) * num_agents,
         speed_limits=None,
         num_solid=num_solid,
         device=torch.device("cpu"),
@@ -190,7 +190,7 @@ def test_contacts_by_hand() -> None:
 def test_what_is_not_solid_is_passed_through() -> None:
     """Catches landmarks, food or forests that push."""
     assert forces_at((0.15, 0.3), 1, 1, [[0.0, 0.0], [0.05, 0.0]]).tolist() == [[0.0, 0.0]]
-    solid = {task: [SCENARIOS[task].kinds[i] for i in range(SCENARIOS[task].num_solid)] for task in SCENARIOS}
+    solid = {task: [SCENARIOS[task].entities[i] for i in range(SCENARIOS[task].num_solid)] for task in SCENARIOS}
     assert set(solid["mpe/simple_world"]) == {"agent", "prey", "obstacle"} and "landmark" not in str(solid)
 
 

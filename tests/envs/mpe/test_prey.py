@@ -56,7 +56,7 @@ def test_a_checkpoint_is_read_strictly(tmp_path: Path) -> None:
     truncated.write_bytes((tmp_path / "good.pt").read_bytes()[:500])
     code = save(tmp_path / "code.pt", {"agent_params": [Path("x")]})
     for path in (truncated, code):
-        with pytest.raises(UserError, match=r"cannot be read as a torch file of plain weights"):
+        with pytest.raises(UserError, match=r"cannot be read as a torch file that holds only weights"):
             NetworkPrey.from_omar(path)
     with pytest.raises(UserError, match=r"has no agent_params\[-1\]\['policy'\], found \['weights'\]"):
         NetworkPrey.from_omar(save(tmp_path / "other.pt", {"weights": {}}))

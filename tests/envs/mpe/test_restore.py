@@ -13,7 +13,7 @@ from marl_flow import envs
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.envs.mpe.physics import ParticleState
 from marl_flow.envs.mpe.prey import FleeingPrey
-from marl_flow.envs.mpe.restore import opponent_entries, state_of, view_matrix
+from marl_flow.envs.mpe.restore import observation_matrix, opponent_entries, state_from_observations
 from marl_flow.envs.mpe.scenarios import SCENARIOS
 from marl_flow.interfaces import Restorable, UserError
 
@@ -50,7 +50,7 @@ def test_a_state_comes_back_from_its_observations(task_id: str, span: float) -> 
     state, env = drawn(task_id, 50, span), make(task_id, 50)
     seen = env.set_state(state).observations
     for observations, room in ((seen, 1e-13), (seen.float(), 1.5e-7)):
-        found = state_of(SCENARIOS[task_id], observations, state.steps)
+        found = state_from_observations(SCENARIOS[task_id], observations, state.steps)
         assert found.positions.dtype == torch.float64 and torch.equal(found.steps, state.steps)
         torch.testing.assert_close(found.positions, state.positions, rtol=0.0, atol=room * max(1.0, span))
         torch.testing.assert_close(found.velocities, state.velocities, rtol=0.0, atol=room * max(1.0, span))
@@ -79,7 +79,7 @@ def test_contradicting_views_are_not_reproduced(task_id: str) -> None:
     others know too is moved, the restored moment looks otherwise there than what was given."""
     env = make(task_id, 1)
     seen = env.set_state(drawn(task_id, 1, 0.6)).observations
-    views = view_matrix(SCENARIOS[task_id])
+    views = observation_matrix(SCENARIOS[task_id])
     known_alone = (torch.eye(len(views), dtype=torch.float64) - views @ torch.linalg.pinv(views)).diagonal() < 1e-9
     assert known_alone.view(3, -1)[:, 2:].any().item() is False  # all but own velocities, which nobody else sees
     for entry in (~known_alone).nonzero()[:, 0].tolist():
@@ -97,7 +97,7 @@ def test_the_recorded_episodes_come_back(shared: Path) -> None:
             for index in range(3):
                 name = f"{task_id.partition('/')[2]}/{index}"
                 seen = torch.from_numpy(file[f"{name}/observations"])
-                found = state_of(SCENARIOS[task_id], seen, torch.arange(len(seen)))
+                found = state_from_observations(SCENARIOS[task_id], seen, torch.arange(len(seen)))
                 np.testing.assert_allclose(found.positions, file[f"{name}/positions"], rtol=0.0, atol=1e-12)
                 np.testing.assert_allclose(found.velocities, file[f"{name}/velocities"], rtol=0.0, atol=1e-12)
 

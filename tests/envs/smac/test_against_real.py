@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from marl_flow import envs
 from marl_flow.envs import starcraft2
 from marl_flow.envs.smac.battle import Battle
 from marl_flow.envs.smac.env import BattleState, SmacEnv
 from marl_flow.envs.smac.features import damage_reward
-from marl_flow.envs.smac.maps import MAPS, task_spec
+from marl_flow.envs.smac.maps import MAPS
 
 SAMPLES = 50
 OWN_TYPE = 1970  # of the first ally copy that a map carries; the next ones follow in the alphabet's order
@@ -119,8 +120,8 @@ def needs_smac() -> None:
 @pytest.mark.parametrize("name", MAPS)
 def test_the_two_suites_describe_a_map_alike(name: str) -> None:
     """Catches a size, a limit or an agent's name in which the embedded simulator is another task than the game."""
-    embedded, real = task_spec(MAPS[name], "same"), starcraft2.spec(f"smac-sc2/{name}")
-    assert embedded == dataclasses.replace(real, task_id="same")
+    embedded, real = envs.spec(f"smac/{name}"), starcraft2.spec(f"smac-sc2/{name}")
+    assert embedded == dataclasses.replace(real, task_id=f"smac/{name}")
 
 
 @pytest.mark.parametrize("name", MAPS)

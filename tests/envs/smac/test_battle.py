@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_flow.envs.smac.battle import LIMBO, TYPES, Battle, Ground, begin, build_army, order_allies
+from marl_flow.envs.smac.battle import OFF_MAP, TYPES, Battle, Ground, begin, build_army, order_allies
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import MAPS, walkable
 from marl_flow.envs.smac.step import advance
@@ -45,8 +45,8 @@ class Fight:
     ) -> None:
         units = [*allies, *enemies]
         self.count, self.ground, self.heal, self.jitter = len(allies), ground, heal, jitter
-        kinds = torch.tensor([[TYPES.index(name)] for name, _, _ in units])
-        self.army = build_army(kinds, len(allies), frozenset(name for name, _, _ in units))
+        types = torch.tensor([[TYPES.index(name)] for name, _, _ in units])
+        self.army = build_army(types, len(allies), frozenset(name for name, _, _ in units))
         x, y = (torch.tensor([[unit[axis]] for unit in units], dtype=torch.float32) for axis in (1, 2))
         goal_x, goal_y = x.clone(), y.clone()
         for index, (to_x, to_y) in enumerate(goals, self.count):
@@ -59,12 +59,12 @@ class Fight:
         """Sets columns of the state; shields then wait as after damage."""
         columns = {name: torch.tensor(column, dtype=torch.float32)[:, None] for name, column in values.items()}
         self.battle = replace(self.battle, **columns)
-        self.battle.calm.zero_()
+        self.battle.since_damage.zero_()
         return self
 
     def kill(self, unit: int) -> Fight:
         self.battle.health[unit] = self.battle.shield[unit] = 0.0
-        self.battle.x[unit] = self.battle.y[unit] = LIMBO + unit
+        self.battle.x[unit] = self.battle.y[unit] = OFF_MAP + unit
         return self
 
     def order(self, *actions: int) -> Fight:
@@ -438,8 +438,8 @@ def test_shields_come_back_after_ten_calm_seconds() -> None:
 
 def test_zerg_heal_and_the_others_do_not() -> None:
     """Catches terran or protoss health that grows, and zerg that heal at the "Faster" rate: 0.2734 a second."""
-    kinds = ["zergling", "hydralisk", "marine", "zealot"]
-    fight = Fight([(kind, 5.0 + 3 * index, 5.0) for index, kind in enumerate(kinds)], [("spine_crawler", 25, 25)])
+    types = ["zergling", "hydralisk", "marine", "zealot"]
+    fight = Fight([(kind, 5.0 + 3 * index, 5.0) for index, kind in enumerate(types)], [("spine_crawler", 25, 25)])
     fight.restore(health=[10.0, 79.95, 10.0, 10.0, 100.0], shield=[0, 0, 0, 50.0, 0])
     fight.step(STOP, STOP, STOP, STOP)
     assert fight.of("health") == pytest.approx([10.1367, 80.0, 10.0, 10.0, 100.1367], abs=1e-3)

@@ -21,7 +21,7 @@ from torch import Tensor
 from marl_flow import envs, seeding
 from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.smac.battle import TYPES, Battle, build_army
-from marl_flow.envs.smac.env import BLOCK, BattleState, SmacEnv
+from marl_flow.envs.smac.env import BLOCK_SIZE, BattleState, SmacEnv
 from marl_flow.envs.smac.features import damage_reward
 from marl_flow.envs.smac.maps import MAPS
 from marl_flow.interfaces import TimeStep, UserError
@@ -75,10 +75,10 @@ def test_recorded_features(shared: Path, name: str) -> None:
     env = begun(name, samples)
     env._features.grid = torch.ones(32 * 32, dtype=torch.bool)
     if name == "2s3z":  # the recording's enemies are not sorted by type
-        kinds = env.army.kinds.expand(-1, samples).clone()
+        types = env.army.types.expand(-1, samples).clone()
         stalkers = golden["enemy_type_is_stalker"].t()
-        kinds[agents:] = torch.where(stalkers, TYPES.index("stalker"), TYPES.index("zealot"))
-        env._army = build_army(kinds, agents, frozenset(("stalker", "zealot")))
+        types[agents:] = torch.where(stalkers, TYPES.index("stalker"), TYPES.index("zealot"))
+        env._army = build_army(types, agents, frozenset(("stalker", "zealot")))
 
     def both(quantity: str) -> Tensor:
         return torch.cat([golden[f"ally_{quantity}"], golden[f"enemy_{quantity}"]], 1).t().float()
@@ -387,7 +387,7 @@ def test_what_every_battle_conserves(name: str, episodes: int, cap: float) -> No
     without a win, 20 with one, where the enemy cannot regain what it lost."""
     played = conserve(name, int(EPISODES or episodes))
     assert bool(played.returns.max() > 0)
-    assert int(played.lengths.max()) <= MAPS[name].limit
+    assert int(played.lengths.max()) <= MAPS[name].battle.max_steps
     assert float(played.returns[~played.won].max()) < cap
     if name == "3m":
         assert bool(played.won.any())
@@ -450,10 +450,10 @@ def test_a_row_is_the_same_in_any_company(name: str) -> None:
 
 def test_blocks_of_battles_do_not_mix() -> None:
     """Catches battles written back to another row where a batch is advanced in blocks, and rows that end early."""
-    rows = BLOCK + 37
+    rows = BLOCK_SIZE + 37
     seeds = torch.arange(rows)
     many = rolled("3m", seeds, 18)
-    chosen = torch.tensor([0, 63, 64, BLOCK - 1, BLOCK, rows - 1])
+    chosen = torch.tensor([0, 63, 64, BLOCK_SIZE - 1, BLOCK_SIZE, rows - 1])
     few = rolled("3m", seeds[chosen], 18)
     assert bool(many[-1].finished.any()) and not bool(many[-1].finished.all())
     for one, other in zip(few, many, strict=True):
@@ -519,11 +519,11 @@ def test_no_illegal_action_is_accepted() -> None:
         with pytest.raises(UserError) as error:
             env.step(actions)
         message = str(error.value)
-        assert f"got {action} for agent {agent} of row {row}" in message and str(allowed) in message
+        assert f"row {row}, agent_{agent}: " in message and f"actions {allowed}, got {action};" in message
     for action in (-1, 9):
         actions = good.clone()
         actions[0, 2] = action
-        with pytest.raises(UserError, match=f"got {action} for agent 2 of row 0"):
+        with pytest.raises(UserError, match=rf"row 0, agent_2: .*, got {action};"):
             env.step(actions)
     after = env.battle_state
     assert torch.equal(after.battle.x, state.battle.x) and torch.equal(after.steps, state.steps)
@@ -540,7 +540,7 @@ def test_other_refusals() -> None:
     env = SmacEnv("smac/3m", 2)
     with pytest.raises(UserError, match=r"no episode has begun; call reset\(seeds\) first"):
         env.step(torch.ones(2, 3, dtype=torch.int64))
-    with pytest.raises(UserError, match="expected 2 seeds, got 3"):
+    with pytest.raises(UserError, match="expected 2 seeds, one per environment, got 3"):
         env.reset([1, 2, 3])
     for seed in (-1, 2**63):
         with pytest.raises(UserError, match=r"seeds must be in \[0, 2\*\*63\)"):
@@ -548,9 +548,11 @@ def test_other_refusals() -> None:
     env.reset([0, 1])
     stops = torch.full((2, 3), STOP)
     for actions in (stops.float(), stops.bool(), stops[:1], stops[:, :2], stops[..., None]):
-        with pytest.raises(UserError, match=r"expected actions as integers of shape \(2, 3\), got torch\.\w+ of shape"):
+        with pytest.raises(
+            UserError, match=r"expected actions as integers of shape \(2, 3\) on cpu, got torch\.\w+ of"
+        ):
             env.step(actions)
-    with pytest.raises(UserError, match="expected actions on cpu, got them on meta"):
+    with pytest.raises(UserError, match=r"expected actions as integers of shape .* on cpu, got .* on meta"):
         env.step(stops.to("meta"))
     env.step(stops.to(torch.int32))
 

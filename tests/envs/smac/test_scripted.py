@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from marl_flow.envs.smac.battle import LIMBO
+from marl_flow.envs.smac.battle import OFF_MAP
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import MAPS
 from marl_flow.envs.smac.scripted import SCRIPTS, ScriptedTeam
@@ -51,7 +51,7 @@ def facing(name: str, places: dict[int, tuple[float, float]], **values: dict[int
     env.reset([0])
     state = env.battle_state
     for unit in range(env.army.num_units):
-        x, y = places.get(unit, (LIMBO + unit, LIMBO))
+        x, y = places.get(unit, (OFF_MAP + unit, OFF_MAP))
         state.battle.x[unit], state.battle.y[unit] = x, y
         state.battle.health[unit] *= unit in places
     for column, entries in values.items():

@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_flow import envs
+from marl_flow import envs, tasks
 from marl_flow.envs import starcraft2
 from marl_flow.envs.checks import check_vector_env
-from marl_flow.envs.smac.battle import LIMBO, TYPES
+from marl_flow.envs.smac.battle import OFF_MAP, TYPES
 from marl_flow.envs.smac.env import BattleState
 from marl_flow.envs.smac.maps import LATTICE
 from marl_flow.envs.smac.scripted import ScriptedTeam
 from marl_flow.envs.smac.units import UNITS
 from marl_flow.envs.smac.v2 import SCENARIOS, SHOOT_RANGES, SmacV2Env
-from marl_flow.envs.smac.v2_teams import NEVER_ALONE, RACES, WEIGHTS, draw_places, draw_teams, settle
+from marl_flow.envs.smac.v2_teams import UNIT_TYPES, draw_positions, draw_teams, place_teams
 from marl_flow.interfaces import TimeStep, TransitionChecker, UserError
 from marl_flow.seeding import row_uniform
 
 STOP, NORTH, SOUTH, EAST, WEST, ATTACK = 1, 2, 3, 4, 5, 6
+WEIGHTS = (0.45, 0.45, 0.1)
 BOX = (2.0, 29.999, 2.0, 29.999)
 SIGHT = {"marine": 9, "marauder": 10, "medivac": 11, "stalker": 10, "zealot": 9, "colossus": 10, "zergling": 8} | {
     "hydralisk": 9,
@@ -49,7 +50,7 @@ def waiting(step: TimeStep) -> Tensor:
 
 
 def names(env: SmacV2Env, row: int = 0) -> list[str]:
-    return [TYPES[kind] for kind in env.army.kinds[:, row].tolist()]
+    return [TYPES[kind] for kind in env.army.types[:, row].tolist()]
 
 
 def env_with(task: str, fits: Callable[[list[str]], bool], *, conic_fov: bool = False) -> SmacV2Env:
@@ -65,7 +66,7 @@ def env_with(task: str, fits: Callable[[list[str]], bool], *, conic_fov: bool = 
 def restored(env: SmacV2Env, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> TimeStep:
     """The units at their places, all others dead; further fields of the battle by unit."""
     battle = env.battle_state.battle
-    x, y = (LIMBO + 10.0 * torch.arange(len(battle.x), dtype=torch.float32)[:, None] for _ in range(2))
+    x, y = (OFF_MAP + 10.0 * torch.arange(len(battle.x), dtype=torch.float32)[:, None] for _ in range(2))
     health = torch.zeros_like(x)
     for unit, (to_x, to_y) in places.items():
         x[unit], y[unit], health[unit] = to_x, to_y, env.army.max_health[unit]
@@ -108,12 +109,16 @@ def test_the_two_suites_describe_a_scenario_alike() -> None:
     assert {name: envs.spec(f"smacv2/{name}").observation_size for name in published} == published
 
 
-def test_the_two_suites_draw_alike() -> None:
-    """Catches a weight, a type or an exception changed in one of the two tables."""
-    for race, types in RACES.items():
-        weights, exceptions = starcraft2.TEAMS[race]
-        assert weights == dict(zip(types, WEIGHTS, strict=True))
-        assert exceptions == [name for name in types if name in NEVER_ALONE]
+def test_teams_are_drawn_as_published() -> None:
+    """Catches a weight, type or exception unlike SMACv2's published settings, and one-hot bits in another order."""
+    assert UNIT_TYPES == {
+        "terran": ("marine", "marauder", "medivac"),
+        "protoss": ("stalker", "zealot", "colossus"),
+        "zerg": ("zergling", "hydralisk", "baneling"),
+    }
+    for race, types in UNIT_TYPES.items():
+        assert [tasks.SMACV2_TEAMS[race].units[name] for name in types] == list(WEIGHTS)
+    assert [teams.never_alone for teams in tasks.SMACV2_TEAMS.values()] == [("medivac",), (), ("baneling",)]
 
 
 def test_refusals() -> None:
@@ -145,20 +150,20 @@ def test_contract(task: str, conic_fov: bool) -> None:
 # What is drawn
 
 
-def share(kinds: Tensor, name: str) -> float:
-    return float((kinds == TYPES.index(name)).double().mean())
+def share(types: Tensor, name: str) -> float:
+    return float((types == TYPES.index(name)).double().mean())
 
 
-@pytest.mark.parametrize("race", RACES)
+@pytest.mark.parametrize("race", UNIT_TYPES)
 def test_teams(race: str) -> None:
     """Catches other weights, bits of the draws used twice, an enemy team of its own, and a surplus that may be a lone
     medivac: with n = 10 and m = 11 it is one unit, which is drawn again until it is none."""
-    kinds = draw_teams(torch.arange(20000), race, 10, 11)
-    ours, theirs, surplus = kinds[:10], kinds[10:20], kinds[20]
+    types = draw_teams(torch.arange(20000), race, 10, 11)
+    ours, theirs, surplus = types[:10], types[10:20], types[20]
     assert torch.equal(ours, theirs)
-    common, _, rare = RACES[race]
-    lonely = rare in NEVER_ALONE
-    for name, weight in zip(RACES[race], WEIGHTS, strict=True):
+    common, _, rare = UNIT_TYPES[race]
+    lonely = rare in tasks.SMACV2_TEAMS[race].never_alone
+    for name, weight in zip(UNIT_TYPES[race], WEIGHTS, strict=True):
         assert share(ours, name) == pytest.approx(weight, abs=0.005)
         expected = (0.0 if name == rare else 0.5) if lonely else weight
         assert share(surplus, name) == pytest.approx(expected, abs=0.015)
@@ -174,7 +179,7 @@ def test_places() -> None:
     """Catches a share of mirrored starts, a half or a buffer that is off, groups on one diagonal or at several places,
     and enemies next to the centre: 20,000 draws of 5 against 8."""
     agents, enemies = 5, 8
-    x, y = draw_places(torch.arange(20000), agents, enemies)
+    x, y = draw_positions(torch.arange(20000), agents, enemies)
     surrounded = (x[:agents] == 16.0).all(0) & (y[:agents] == 16.0).all(0)
     assert float(surrounded.double().mean()) == pytest.approx(0.5, abs=0.015)
     # reflect
@@ -205,14 +210,14 @@ def test_everybody_finds_a_free_place() -> None:
     """Catches units inside each other or outside, who is moved though its place is free, whole groups moved, and a
     mirror that the crowd breaks."""
     seeds = torch.arange(300)
-    for race in RACES:
-        kinds = draw_teams(seeds, race, 10, 10)
-        wanted = draw_places(seeds, 10, 10)
-        x, y = settle(kinds, *wanted, 10, BOX)
+    for race in UNIT_TYPES:
+        types = draw_teams(seeds, race, 10, 10)
+        wanted = draw_positions(seeds, 10, 10)
+        x, y = place_teams(types, *wanted, 10, BOX)
         for place in (x, y):
             assert bool(((place >= 2.0) & (place <= 29.999)).all())
-        separation = torch.tensor([UNITS[name].separation for name in TYPES])[kinds]
-        layer = torch.tensor([2 * UNITS[name].air + UNITS[name].walks_over for name in TYPES])[kinds]
+        separation = torch.tensor([UNITS[name].separation for name in TYPES])[types]
+        layer = torch.tensor([2 * UNITS[name].air + UNITS[name].walks_over for name in TYPES])[types]
         gap = (x[:, None] - x[None]).hypot(y[:, None] - y[None])
         limit = LATTICE * (separation[:, None] + separation[None]) - 1e-5
         other = ~torch.eye(20, dtype=torch.bool)[..., None] & (layer[:, None] == layer[None])
@@ -231,7 +236,7 @@ def test_everybody_finds_a_free_place() -> None:
 def test_agents_are_numbered_as_in_the_package() -> None:
     """Catches agents in the order of the draw or of our own table, and units whose type or place is another's: the
     multiset of types is the enemy's."""
-    for race in RACES:
+    for race in UNIT_TYPES:
         env = SmacV2Env(f"smacv2/{race}_10_vs_10", 50)
         step = env.reset(range(50))
         battle = env.battle_state.battle
@@ -243,19 +248,19 @@ def test_agents_are_numbered_as_in_the_package() -> None:
             assert keys == sorted(keys) and sorted(team[:10]) == sorted(team[10:])
         own = step.observations[:, :, -5:]  # x, y and three bits
         assert torch.allclose(own[..., 0].t() * 32.0, battle.x[:10]) and bool((own[..., 2:].sum(-1) == 1).all())
-        bits = [[RACES[race].index(name) for name in names(env, row)[:10]] for row in range(50)]
+        bits = [[UNIT_TYPES[race].index(name) for name in names(env, row)[:10]] for row in range(50)]
         assert own[..., 2:].argmax(-1).tolist() == bits
 
 
 def test_a_row_depends_on_its_own_seed() -> None:
     """Catches teams or places redrawn for a whole batch where one row needs it; seeds that share their draws."""
     seeds = torch.arange(400)
-    for draw in (lambda s: (draw_teams(s, "terran", 1, 2),), lambda s: draw_places(s, 5, 8)):
+    for draw in (lambda s: (draw_teams(s, "terran", 1, 2),), lambda s: draw_positions(s, 5, 8)):
         together = draw(seeds)
         for one in (3, 77, 399):
             alone = draw(seeds[one : one + 1])
             assert all(torch.equal(a[:, one], b[:, 0]) for a, b in zip(together, alone, strict=True))
-    assert len({tuple(column) for column in draw_places(seeds, 5, 8)[1][5:].t().tolist()}) == 400
+    assert len({tuple(column) for column in draw_positions(seeds, 5, 8)[1][5:].t().tolist()}) == 400
 
 
 # Who sees and reaches what
@@ -293,7 +298,7 @@ def test_nobody_is_walked_into_range() -> None:
     env = env_with("protoss_5_vs_5", lambda team: "zealot" in team[:5] and team[5] == "stalker")
     agent = names(env).index("zealot")
     step = restored(env, {agent: (10.0, 10.0), 5: (12.01, 10.0)})
-    with pytest.raises(UserError, match="expected legal actions"):
+    with pytest.raises(UserError, match="expected one of the legal actions"):
         env.step(choose(env, step, **{f"agent_{agent}": ATTACK}))
     step = restored(env, {agent: (10.0, 10.0), 5: (12.0, 10.0)}, windup={5: 1e5})
     step = env.step(choose(env, step, **{f"agent_{agent}": ATTACK}))
@@ -305,7 +310,7 @@ def test_nobody_is_walked_into_range() -> None:
 def test_enemies_always_come() -> None:
     """Catches enemies that wait for somebody to come near, or go to a fixed point: allies that never move are found
     and beaten in every episode, long before the limit of 200 steps."""
-    for race in RACES:
+    for race in UNIT_TYPES:
         env = SmacV2Env(f"smacv2/{race}_5_vs_5", 16)
         step = env.reset(range(16))
         while not bool(step.finished.all()):
@@ -334,7 +339,7 @@ def test_enemies_go_to_the_nearest_they_can_hit() -> None:
 # What is paid, who has won
 
 
-@pytest.mark.parametrize("race", RACES)
+@pytest.mark.parametrize("race", UNIT_TYPES)
 def test_rewards(race: str) -> None:
     """Catches SMAC's absolute value, a scale that is another row's, the map's or an earlier episode's, a win that is
     not paid or pays other than 20, and battles that are decided before they begin: a scripted team wins some, never

@@ -75,7 +75,7 @@ def real_units(env: SmacV2Env, battle: Battle, column: int) -> list[Any]:
     from s2clientprotocol import raw_pb2
 
     units = []
-    for index, kind in enumerate(env.army.kinds[:, column].tolist()):
+    for index, kind in enumerate(env.army.types[:, column].tolist()):
         is_ally, name = index < env.spec.num_agents, TYPES[kind]
         unit = raw_pb2.Unit(tag=index + 1, owner=1 if is_ally else 2)
         unit.unit_type = FIRST_OWN_TYPE + sorted(STOCK_TYPES).index(name) if is_ally else STOCK_TYPES[name]
@@ -94,10 +94,10 @@ def real_env(env: SmacV2Env, **options: Any) -> Any:
     if options:
         from smacv2.env import StarCraftCapabilityEnvWrapper
 
-        fight = starcraft2.battle(task)
+        game_map = starcraft2.find_map(task)
         wrapper = StarCraftCapabilityEnvWrapper(
-            map_name=fight.map_name,
-            capability_config=starcraft2.capability_config(fight),
+            map_name=game_map.map_name,
+            capability_config=starcraft2.capability_config(game_map),
             use_unit_ranges=True,
             min_attack_range=2,
             obs_own_pos=True,

@@ -50,13 +50,13 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every environment that episodes were played in, in order; the one for latencies is not among them."""
     rows: list[int] = []
-    original = evaluation.play_together
+    original = evaluation.rollout_together
 
     def watched(env: Any, sides: Sequence[Any]) -> list[evaluation.Episodes]:
         rows.append(env.num_envs)
         return original(env, sides)
 
-    monkeypatch.setattr(evaluation, "play_together", watched)
+    monkeypatch.setattr(evaluation, "rollout_together", watched)
     return rows
 
 
@@ -82,9 +82,9 @@ def stopped(folder: Path, asked: EvalConfig, *, after: int, **how: bool) -> list
             raise KeyboardInterrupt
         return original(*_)
 
-    original = evaluation.play_together
+    original = evaluation.rollout_together
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluation, "play_together", stop)
+        patch.setattr(evaluation, "rollout_together", stop)
         evaluate.evaluate(folder, asked, **how)
     return unfinished(folder)
 
