@@ -13,28 +13,19 @@ Deviations from published variants, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from marl_flow import seeding
-from marl_flow.baselines.networks import (
-    OnePassPolicy,
-    Perceptron,
-    check_acting,
-    descend,
-    from_unit_box,
-    to_unit_box,
-)
-from marl_flow.checkpoint import pack_state, unpack_state
-from marl_flow.coflow.loss import masked_mean
-from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, TaskSpec, WindowSpec
+from marl_flow.algorithm import Algorithm
+from marl_flow.baselines.networks import Perceptron
+from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.policies import from_unit_box, to_unit_box
+from marl_flow.tensors import masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,48 +64,18 @@ def mask_illegal(logits: Tensor, legal: Tensor | None) -> Tensor:
     return logits if legal is None else logits.masked_fill(~legal, torch.finfo(logits.dtype).min)
 
 
-class BehaviourCloning:
+class BehaviourCloning(Algorithm):
     """The algorithm: one network, one optimiser."""
 
-    name: ClassVar[str] = "bc"
-    presets: ClassVar[Mapping[str, BCConfig]] = MappingProxyType({"default": BCConfig()})
-    action_kinds: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
-    executions: tuple[Execution, ...] = ("decentralized",)
-    samples_in_steps = False
-    return_conditioned = False
+    name = "bc"
+    presets = MappingProxyType({"default": BCConfig()})
+    config: BCConfig
 
-    def __init__(self, config: BCConfig, spec: TaskSpec, normalizers: Normalizers, network: nn.Module) -> None:
-        self.config, self.spec, self.normalizers, self.network = config, spec, normalizers, network
-        self.device = next(network.parameters()).device
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-        self.updates_done = 0
-
-    @classmethod
-    def window(cls, config: BCConfig) -> WindowSpec:
-        return WindowSpec(history=0, horizon=1, discount=1.0)
-
-    @classmethod
-    def normalizer_kind(cls, config: BCConfig) -> str:
-        return "standard"
-
-    @classmethod
-    def build(
-        cls,
-        config: BCConfig,
-        spec: TaskSpec,
-        normalizers: Normalizers,
-        *,
-        device: torch.device,
-        generator: torch.Generator,
-    ) -> BehaviourCloning:
+    def __init__(self, config: BCConfig, spec: TaskSpec, normalizers: Normalizers, device: torch.device) -> None:
+        super().__init__(config, spec, normalizers, device)
         inputs = spec.observation_size + (spec.num_agents if config.agent_id else 0)
-        with seeding.global_scope(generator):
-            network = Perceptron(inputs, config.hidden, spec.action.size)
-        return cls(config, spec, normalizers.to(device), network.to(device))
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.network,)
+        self.network = Perceptron(inputs, config.hidden, spec.action.size).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
 
     def predict(self, observations: Tensor) -> Tensor:
         """Actions in [-1, 1], or logits, [B, N, A] for raw observations [B, N, O]."""
@@ -122,10 +83,10 @@ class BehaviourCloning:
         if self.config.agent_id:
             index = torch.eye(self.spec.num_agents, device=x.device).expand(x.shape[0], -1, -1)
             x = torch.cat([x, index], dim=-1)
-        output = self.network(x)
+        output: Tensor = self.network(x)
         return output if self.spec.action.is_discrete else output.tanh()
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         predicted, valid = self.predict(batch.observations[:, 0]), batch.valid[:, 0]
         if self.spec.action.is_discrete:
             legal = None if batch.action_mask is None else batch.action_mask[:, 0]
@@ -134,24 +95,8 @@ class BehaviourCloning:
             loss = continuous_loss(predicted, to_unit_box(self.spec.action, batch.actions[:, 0]), valid)
         return loss, {"loss": loss.detach()}
 
-    def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
-        metrics = descend(self.optimizer, self.loss, batch.split(micro_batches))
-        self.updates_done += 1
-        return metrics
-
-    def policy(self, acting: ActingConfig) -> OnePassPolicy:
-        check_acting(self.name, acting, self.executions)
-
-        def decide(observations: Tensor, action_mask: Tensor | None) -> Tensor:
-            predicted = self.predict(observations)
-            if self.spec.action.is_discrete:
-                return mask_illegal(predicted, action_mask).argmax(-1)
-            return from_unit_box(self.spec.action, predicted)
-
-        return OnePassPolicy(decide, self.device)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return pack_state({"network": self.network, "optimizer": self.optimizer}, self.updates_done)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.updates_done = unpack_state({"network": self.network, "optimizer": self.optimizer}, state)
+    def decide(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        predicted = self.predict(observations)
+        if self.spec.action.is_discrete:
+            return mask_illegal(predicted, action_mask).argmax(-1)
+        return from_unit_box(self.spec.action, predicted)

@@ -22,28 +22,18 @@ Settings and deviations (no code behind the published MPE column is public):
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from marl_flow import seeding
-from marl_flow.baselines.networks import (
-    OnePassPolicy,
-    StackedPerceptron,
-    check_acting,
-    descend,
-    from_unit_box,
-    move_towards,
-    to_unit_box,
-)
-from marl_flow.checkpoint import pack_state, unpack_state
-from marl_flow.coflow.loss import masked_mean
-from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, TaskSpec, UserError, WindowSpec
+from marl_flow.algorithm import Algorithm, descend
+from marl_flow.baselines.networks import StackedPerceptron, move_towards
+from marl_flow.interfaces import Batch, Metrics, TaskSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.policies import from_unit_box, to_unit_box
+from marl_flow.tensors import masked_mean
 
 TWINS = 2
 
@@ -93,65 +83,30 @@ def actor_loss(values: Tensor, actions: Tensor, data_actions: Tensor, valid: Ten
     return masked_mean((actions - data_actions).square(), valid[:, None, None]) - improvement
 
 
-class MATD3BC:
+class MATD3BC(Algorithm):
     """The algorithm: stacked actors and twin critics, their targets and two optimisers."""
 
-    name: ClassVar[str] = "ma_td3_bc"
-    presets: ClassVar[Mapping[str, TD3BCConfig]] = MappingProxyType({"default": TD3BCConfig()})
-    action_kinds: ClassVar[tuple[str, ...]] = ("continuous",)
-    executions: tuple[Execution, ...] = ("decentralized",)
-    samples_in_steps = False
-    return_conditioned = False
+    name = "ma_td3_bc"
+    presets = MappingProxyType({"default": TD3BCConfig()})
+    action_kinds = ("continuous",)
+    config: TD3BCConfig
 
-    def __init__(
-        self, config: TD3BCConfig, spec: TaskSpec, normalizers: Normalizers, actor: nn.Module, critic: nn.Module
-    ) -> None:
-        self.config, self.spec, self.normalizers, self.actor, self.critic = config, spec, normalizers, actor, critic
-        self.device = next(actor.parameters()).device
-        self.target_actor = copy.deepcopy(actor).requires_grad_(False)
-        self.target_critic = copy.deepcopy(critic).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(actor.parameters(), lr=config.learning_rate)
-        self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=config.learning_rate)
-        self.updates_done = 0
-
-    @classmethod
-    def window(cls, config: TD3BCConfig) -> WindowSpec:
-        return WindowSpec(history=0, horizon=1, discount=config.discount)
-
-    @classmethod
-    def normalizer_kind(cls, config: TD3BCConfig) -> str:
-        return "standard"
-
-    @classmethod
-    def build(
-        cls,
-        config: TD3BCConfig,
-        spec: TaskSpec,
-        normalizers: Normalizers,
-        *,
-        device: torch.device,
-        generator: torch.Generator,
-    ) -> MATD3BC:
-        if spec.action.is_discrete:
-            raise UserError(
-                f"{cls.name} needs continuous actions, but {spec.task_id} has {spec.action.size} discrete choices; use "
-                "bc or coflow there"
-            )
+    def __init__(self, config: TD3BCConfig, spec: TaskSpec, normalizers: Normalizers, device: torch.device) -> None:
+        super().__init__(config, spec, normalizers, device)
         agents, size, actions = spec.num_agents, spec.observation_size, spec.action.size
-        with seeding.global_scope(generator):
-            actor = StackedPerceptron(agents, size, config.hidden, actions)
-            critic = StackedPerceptron(
-                TWINS * agents, size + actions, config.hidden, 1, layer_norm=config.critic_layer_norm
-            )
-        return cls(config, spec, normalizers.to(device), actor.to(device), critic.to(device))
-
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        return (self.actor, self.critic)
+        actor = StackedPerceptron(agents, size, config.hidden, actions)
+        inputs, members = size + actions, TWINS * agents
+        critic = StackedPerceptron(members, inputs, config.hidden, 1, layer_norm=config.critic_layer_norm)
+        self.actor, self.critic = actor.to(device), critic.to(device)
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate)
 
     def act_in_unit_box(self, actor: nn.Module, observations: Tensor) -> Tensor:
         """Actions [B, N, A] in [-1, 1] for normalised observations [B, N, O]."""
-        return actor(observations.transpose(0, 1)).transpose(0, 1).float().tanh()
+        output: Tensor = actor(observations.transpose(0, 1))  # one network per agent: [N, B, O] -> [N, B, A]
+        return output.transpose(0, 1).float().tanh()
 
     def values(self, critic: nn.Module, observations: Tensor, actions: Tensor, twins: int) -> Tensor:
         """Raw values [twins, B, N] of normalised observations [B, N, O] and actions [B, N, A] in [-1, 1]."""
@@ -200,27 +155,6 @@ class MATD3BC:
             move_towards(self.target_critic, self.critic, self.config.target_rate)
         return metrics
 
-    def policy(self, acting: ActingConfig) -> OnePassPolicy:
-        check_acting(self.name, acting, self.executions)
-
-        def decide(observations: Tensor, action_mask: Tensor | None) -> Tensor:
-            unit = self.act_in_unit_box(self.actor, self.normalizers.observations.apply(observations))
-            return from_unit_box(self.spec.action, unit)
-
-        return OnePassPolicy(decide, self.device)
-
-    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {
-            "actor": self.actor,
-            "critic": self.critic,
-            "target_actor": self.target_actor,
-            "target_critic": self.target_critic,
-            "actor_optimizer": self.actor_optimizer,
-            "critic_optimizer": self.critic_optimizer,
-        }
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return pack_state(self._parts(), self.updates_done)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.updates_done = unpack_state(self._parts(), state)
+    def decide(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        unit = self.act_in_unit_box(self.actor, self.normalizers.observations.apply(observations))
+        return from_unit_box(self.spec.action, unit)

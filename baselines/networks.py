@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from marl_flow.interfaces import ActingConfig, ActionSpec, Batch, Execution, Metrics, UserError, mean_metrics
 
 
 class Perceptron(nn.Module):
@@ -24,7 +22,8 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
-        return self.layers[-1](x)
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 class StackedLinear(nn.Module):
@@ -61,71 +60,12 @@ class StackedPerceptron(nn.Module):
             if self.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:])
             x = functional.relu(x)
-        return self.layers[-1](x)
-
-
-def descend(
-    optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch], tuple[Tensor, Metrics]], parts: Sequence[Batch]
-) -> Metrics:
-    """Mean metrics of one optimiser step on the mean loss of equally large micro-batches.
-
-    Gradients reach the optimiser's own parameters only.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    metrics = []
-    for part in parts:
-        loss, of_part = loss_of(part)
-        (loss / len(parts)).backward(inputs=parameters)
-        metrics.append(of_part)
-    optimizer.step()
-    return mean_metrics(metrics)
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 @torch.no_grad()
 def move_towards(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target <- (1 - rate) * target + rate * source, parameter by parameter."""
-    torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in source.parameters()], rate)
-
-
-def to_unit_box(action: ActionSpec, actions: Tensor) -> Tensor:
-    """Continuous actions [..., A] as numbers in [-1, 1] of each dimension's range; outside it they are clipped."""
-    low, high = _bounds(action, actions)
-    return (2 * (actions - low) / (high - low) - 1).clamp(-1, 1)
-
-
-def from_unit_box(action: ActionSpec, unit: Tensor) -> Tensor:
-    """The inverse of `to_unit_box`."""
-    low, high = _bounds(action, unit)
-    return action.clip(low + (unit + 1) / 2 * (high - low))
-
-
-def _bounds(action: ActionSpec, like: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = torch.tensor([action.low, action.high], dtype=like.dtype, device=like.device)
-    return low, high
-
-
-def check_acting(name: str, acting: ActingConfig, executions: Sequence[Execution]) -> None:
-    """Raises unless the request is one that a policy of one deterministic pass can honour."""
-    if acting != ActingConfig(execution=acting.execution) or acting.execution not in executions:
-        raise UserError(
-            f"{name} acts in {' or '.join(executions)} execution, without sampling steps, target return or gates; "
-            f"got {acting}"
-        )
-
-
-class OnePassPolicy:
-    """Acts by one call of `decide(observations [E, N, O] float32, action_mask)` on the device; keeps no history."""
-
-    network_passes = 1
-
-    def __init__(self, decide: Callable[[Tensor, Tensor | None], Tensor], device: torch.device) -> None:
-        self._decide, self._device = decide, device
-
-    def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        """Nothing to clear."""
-
-    @torch.no_grad()
-    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        mask = None if action_mask is None else action_mask.to(self._device)
-        return self._decide(observations.to(self._device, torch.float32), mask).to(observations.device)
+    sources = [p.detach() for p in source.parameters()]
+    torch._foreach_lerp_(list(target.parameters()), sources, rate)  # pyright: ignore[reportPrivateImportUsage]

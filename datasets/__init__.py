@@ -1,15 +1,23 @@
-"""Offline datasets: `load` opens one, `build` makes a native one. Nothing is imported before it is used."""
+"""Offline datasets: `load` opens one, `build` makes a native one, `Recorder` and `write` make one of your own.
+
+Nothing is imported before it is used.
+"""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from marl_flow.datasets.native import build
+    from marl_flow.datasets.recorder import Recorder
     from marl_flow.datasets.store import EpisodeStore
+    from marl_flow.datasets.user_data import write
 
-__all__ = ["build", "load", "require"]
+__all__ = ["Recorder", "build", "load", "require", "write"]
+
+_MODULES = {"Recorder": "recorder", "build": "native", "write": "user_data"}
 
 
 def require(dataset_id: str, root: Path | None = None) -> Path:
@@ -34,8 +42,6 @@ def load(dataset_id: str, root: Path | None = None) -> EpisodeStore:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "build":
-        from marl_flow.datasets.native import build
-
-        return build
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"marl_flow.datasets.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

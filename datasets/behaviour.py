@@ -110,7 +110,7 @@ def read_stack(path: Path, quality: str) -> Stack:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"expected behaviour policies in the package's {path.name}, found: {error}; install marl_flow anew"
+            f"expected behaviour policies in the package's {path.name}, found: {error}; install marl_flow again"
         ) from error
     prefix = f"{quality}/"
     own = {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
@@ -180,20 +180,3 @@ class ChoosingPolicy:
 
 def _numbers(values: Tensor) -> str:
     return ", ".join(f"{value:g}" for value in sorted({round(float(value), 4) for value in values}))
-
-
-class UniformPolicy:
-    """Uniform actions inside the bounds of a continuous task, whatever is observed."""
-
-    network_passes = 0
-
-    def __init__(self, action: ActionSpec) -> None:
-        assert not action.is_discrete
-        self.low, self.high = torch.tensor(action.low), torch.tensor(action.high)
-
-    def reset(self, num_envs: int, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
-        share = torch.rand((*observations.shape[:2], len(self.low)), generator=self.generator)
-        return self.low + (self.high - self.low) * share

@@ -14,7 +14,7 @@ from marl_flow.config import nearest
 from marl_flow.interfaces import UserError
 
 ORIGINS = ("native", "omar", "ogmarl", "user")
-"""native: built here. omar, ogmarl: published, downloaded. user: imported by a user under a name of their own."""
+"""native: built here. omar, ogmarl: published, downloaded. user: a user's own, imported, recorded or written."""
 _FULL = re.compile(
     rf"(?P<origin>{'|'.join(ORIGINS)})/(?P<suite>[\w-]+)/(?P<task>[\w-]+)/(?P<quality>[\w-]+)-v(?P<version>\d+)"
 )
@@ -110,7 +110,7 @@ def find(dataset_id: str) -> Entry:
             published_mean=None,
             published_source="none: not a published dataset",
             licence="as its owner says",
-            source="imported by a user; its provenance says from where",
+            source="a user's own; its provenance says from where",
             citation="as its owner says",
         )
     if name not in CATALOG:
@@ -118,10 +118,15 @@ def find(dataset_id: str) -> Entry:
     return CATALOG[name]
 
 
+def is_task_id(text: str) -> bool:
+    """Whether dataset ids can name this task: SUITE/TASK."""
+    return _FULL.fullmatch(f"user/{text}/any-v1") is not None
+
+
 def data_root() -> Path:
     """Where datasets are kept: MARL_FLOW_DATA, else the user's cache."""
-    place = os.environ.get("MARL_FLOW_DATA")
-    return Path(place) if place else Path.home() / ".cache" / "marl_flow" / "datasets"
+    chosen = os.environ.get("MARL_FLOW_DATA")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "marl_flow" / "datasets"
 
 
 def downloads_root(root: Path | None = None) -> Path:

@@ -64,8 +64,8 @@ def check_values(
             continue
         flat = array.reshape(-1)
         for start in range(0, len(flat), block):  # in blocks that stay in the processor's cache
-            part = flat[start : start + block]
-            wrong = (part < 0) | (part >= spec.action.size) if is_choice else ~np.isfinite(part)
+            values = flat[start : start + block]
+            wrong = (values < 0) | (values >= spec.action.size) if is_choice else ~np.isfinite(values)
             if wrong.any():
                 at = start + int(np.argmax(wrong))
                 where = [int(index) for index in np.unravel_index(at, array.shape)]

@@ -6,8 +6,7 @@ The policies are snapshots of small networks (behaviour.py); `random` has none: 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,11 +15,12 @@ import torch
 
 from marl_flow import seeding
 from marl_flow.datasets import catalog
-from marl_flow.datasets.behaviour import UniformPolicy, behaviour_file, read_stack
+from marl_flow.datasets.behaviour import behaviour_file, read_stack
 from marl_flow.datasets.collect import collect
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import StoreWriter
 from marl_flow.interfaces import Policy, UserError, VectorEnv
+from marl_flow.policies import UniformPolicy
 
 MakeEnv = Callable[[str, int, torch.device], VectorEnv]
 """Task id, number of parallel episodes, device."""
@@ -112,7 +112,7 @@ def build(
         "recipe_episodes": recipe.episodes,
         "batch_episodes": recipe.batch_episodes,
     }
-    with _one_thread():
+    with seeding.one_thread():
         env = make_env(name.task_id, recipe.batch_episodes, torch.device("cpu"))
         if name.quality == "random":
             uniform = UniformPolicy(env.spec.action)
@@ -151,14 +151,3 @@ def unlike_recipe(store: EpisodeStore) -> str:
     if store.spec.opponent != recipe.opponent:
         parts.append(f"against {store.spec.opponent}, the recipe's is against {recipe.opponent}")
     return "; ".join(parts)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread inside the block: how work is split over threads changes the last bits of some sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

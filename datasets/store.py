@@ -6,7 +6,7 @@ Two episodes of 3 and 2 steps, aligned; an episode shows one frame more than it 
     observations, state     s0  s1  s2  s3| s0  s1  s2     sum(T + 1) rows: s_t is what step t saw, the last one is
     action_mask             m0  m1  m2  m3| m0  m1  m2     where the episode ended
     actions                 a0  a1  a2    | a0  a1         sum T rows: a_t was taken at s_t,
-    rewards                 r0  r1  r2    | r0  r1         r_t paid for (s_t, a_t, s_t+1)
+    rewards                 r0  r1  r2    | r0  r1         r_t belongs to (s_t, a_t, s_t+1)
     offsets                 0               3          5   K + 1 entries: first step of each episode, then the end
     first_frames            0               4              offsets[k] + k
     terminated              no              yes            K entries: ended by the task's rules, not by a time limit
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +42,7 @@ from marl_flow.datasets.layout import (
     returns_to_go,
     take_runs,
 )
+from marl_flow.files import open_npy
 from marl_flow.interfaces import TaskSpec, UserError
 
 MANIFEST = "manifest.json"
@@ -202,11 +202,11 @@ def open_store(folder: Path, *, verify: bool = True, dataset_id: str | None = No
 
 
 def _remedy(name: str) -> str:
-    """How to get an unusable dataset anew, as part of a sentence."""
+    """How to get an unusable dataset back, as part of a sentence."""
     try:
         entry = catalog.find(name)
     except UserError:
-        return "remove the folder and make it anew"
+        return "remove the folder and make the dataset again"
     if entry.dataset_id.origin == "native":
         return f"rebuild it with `marl-flow data build {name} --force`"
     return f"remove the folder, then {entry.how_to_get}"
@@ -255,24 +255,10 @@ def _open_arrays(folder: Path, manifest: Mapping[str, Any]) -> EpisodeStore:
 
 def _map(path: Path, name: str, entry: Mapping[str, Any]) -> np.ndarray:
     """The array in a `.npy` file, mapped copy-on-write: readable as is, and writing would never reach the file."""
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"format version {version}")
-            found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise UserError(f"{name}: expected the file {path.name}, found none") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{name}: expected a readable .npy file {path.name}, found: {error}") from error
-    if (found_dtype, found_shape, fortran) != (dtype, shape, False) or dtype.hasobject:
-        raise UserError(f"{name}: expected {dtype} {list(shape)}, found {found_dtype} {list(found_shape)}")
-    expected = start + dtype.itemsize * int(np.prod(shape))
-    if size != expected:
-        raise UserError(f"{name}: expected {expected:,} bytes in {path.name}, found {size:,}; it was cut or written to")
-    return np.memmap(path, dtype=dtype, mode="c", offset=start, shape=shape)
+    dtype, shape, file = np.dtype(entry["dtype"]), tuple(entry["shape"]), open_npy(path)
+    if (file.dtype, file.shape, file.fortran_order) != (dtype, shape, False):
+        raise UserError(f"{name}: expected {dtype} {list(shape)}, found {file.dtype} {list(file.shape)}")
+    return file.map("c")
 
 
 def content_digest(spec: TaskSpec, has_final_observation: bool, entries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -39,7 +39,6 @@ class WindowSampler:
                 f"{store.dataset_id}: expected an episode of two steps or more (final observations are absent), "
                 f"found at most {int(lengths.max())}"
             )
-        place = self.device
         self._episodes = torch.stack(  # what a gather needs to know of each episode, [K, 5]
             [
                 torch.from_numpy(store.first_frames),
@@ -49,13 +48,13 @@ class WindowSampler:
                 torch.from_numpy(store.terminated.astype(np.int64)),
             ],
             dim=1,
-        ).to(place)
-        self._observations = as_tensor(store.observations, place)
-        self._actions = as_tensor(store.actions, place)
-        self._rewards = as_tensor(store.rewards, place)
-        self._returns = torch.from_numpy(store.returns_to_go(window.discount)).to(place)
-        self._state = None if store.state is None else as_tensor(store.state, place)
-        self._action_mask = None if store.action_mask is None else as_tensor(store.action_mask, place)
+        ).to(self.device)
+        self._observations = as_tensor(store.observations, self.device)
+        self._actions = as_tensor(store.actions, self.device)
+        self._rewards = as_tensor(store.rewards, self.device)
+        self._returns = torch.from_numpy(store.returns_to_go(window.discount)).to(self.device)
+        self._state = None if store.state is None else as_tensor(store.state, self.device)
+        self._action_mask = None if store.action_mask is None else as_tensor(store.action_mask, self.device)
 
     @property
     def num_windows(self) -> int:
@@ -105,6 +104,12 @@ class WindowSampler:
         )
 
 
+def start_returns(store: EpisodeStore, discount: float) -> np.ndarray:
+    """The discounted return of each episode from its first step, mean over agents, raw, [K] float64."""
+    starts = store.returns_to_go(discount)[store.offsets[:-1]]  # [K, N]
+    return starts.mean(-1, dtype=np.float64)
+
+
 def return_quantile(store: EpisodeStore, discount: float, q: float) -> float:
     """The q-quantile (0 to 1) over episodes of the discounted return from the first step, mean over agents.
 
@@ -112,8 +117,13 @@ def return_quantile(store: EpisodeStore, discount: float, q: float) -> float:
     """
     if not 0.0 <= q <= 1.0:
         raise UserError(f"expected a quantile from 0 to 1, got {q}")
-    starts = store.returns_to_go(discount)[store.offsets[:-1]]  # [K, N]
-    return float(np.quantile(starts.mean(-1, dtype=np.float64), q))
+    return float(np.quantile(start_returns(store, discount), q))
+
+
+def return_percentiles(store: EpisodeStore, discount: float) -> list[float]:
+    """The quantiles 0, 0.01, ..., 1 of `return_quantile`: what a run keeps of its data's returns."""
+    starts = start_returns(store, discount)
+    return [float(np.quantile(starts, percent / 100)) for percent in range(101)]
 
 
 def _rows(array: Tensor, rows: Tensor) -> Tensor:

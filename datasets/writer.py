@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -20,10 +19,11 @@ import torch
 
 from marl_flow.datasets.layout import ARRAYS, check_values
 from marl_flow.datasets.store import FORMAT_VERSION, MANIFEST, EpisodeStore, content_digest, file_hash, open_store
+from marl_flow.files import disk_errors, sync_folder, unfinished_writes, write_json
 from marl_flow.interfaces import TaskSpec, UserError
 
 PASSPORT = "passport.json"
-"""What `verify` keeps beside the manifest; it is written under the name of `disk.write_json` first."""
+"""What `verify` keeps beside the manifest."""
 _HEADER_BYTES = 128  # every .npy header is padded to this, so that it can be rewritten once the shape is known
 
 
@@ -57,8 +57,8 @@ class StoreWriter:
     def __enter__(self) -> Self:
         if self.folder.exists():
             raise AlreadyThere(
-                f"expected a free place for {self.dataset_id}, found {self.folder} already there; "
-                "use it, remove it, or build with --force"
+                f"{self.folder} already exists; use it as {self.dataset_id}, remove it, or build a native dataset "
+                "again with --force"
             )
         with _disk_errors(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ class StoreWriter:
         self.num_steps += piece.num_steps
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if error_type is None:
                 with _disk_errors(self.folder):
                     self._finish()
         finally:
@@ -128,14 +128,10 @@ class StoreWriter:
             "digest": content_digest(self.spec, self.has_final_observation, entries),
             "provenance": {"platform": platform_record(), **self.provenance},
         }
-        with (self._partial / MANIFEST).open("wb") as file:
-            file.write((json.dumps(manifest, indent=1) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(self._partial / MANIFEST, manifest)
         self._partial.chmod(0o755)  # mkdtemp's 0700 would hide a shared data root from others
-        _fsync_folder(self._partial)
         self._partial.rename(self.folder)
-        _fsync_folder(self.folder.parent)
+        sync_folder(self.folder.parent)
 
 
 def write_store(folder: Path, store: EpisodeStore) -> EpisodeStore:
@@ -170,15 +166,15 @@ def replace_store(folder: Path, fresh: Path) -> None:
             if not folder.exists():
                 former.rename(folder)
             raise
-        _fsync_folder(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(former)
 
 
 def refuse_foreign(folder: Path) -> None:
     """Raises a UserError when a store's folder holds anything a store does not."""
-    found = {path.name for path in folder.iterdir()}
     own = {MANIFEST, PASSPORT, *(f"{name}.npy" for name in ARRAYS)}
-    foreign = sorted(name for name in found - own if not name.startswith(f"{PASSPORT}.writing-"))
+    own |= {path.name for path, name in unfinished_writes(folder) if name == PASSPORT}
+    foreign = sorted({path.name for path in folder.iterdir()} - own)
     if foreign:
         raise UserError(
             f"expected a dataset's files only in {folder}, found {foreign[0]} too; remove the folder yourself"
@@ -204,26 +200,15 @@ def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
     """Turns a failing disk (full, read-only, not ours) into one message, and a place just taken into another."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and folder.exists():
+    with disk_errors(folder):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not folder.exists():
+                raise
             raise AlreadyThere(
-                f"expected a free place, found {folder} built meanwhile by another process; use it as it is, or build "
-                "with --force"
+                f"{folder} was built meanwhile by another process; use it as it is, or build with --force"
             ) from error
-        raise UserError(
-            f"expected to write {folder}, found: {error.strerror or error}; free some space or choose another place "
-            "(MARL_FLOW_DATA sets the data root)"
-        ) from error

@@ -9,16 +9,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep, UserError, VectorEnv
+from marl_flow.interfaces import ActionSpec, ContractError, TaskSpec, TimeStep, UserError, VectorEnv
 from marl_flow.seeding import derive_seed, row_uniform
 
 MakeEnv = Callable[[int], VectorEnv]
 ROWS = 3
 STEPS_AFTER_THE_END = 3
-
-
-class ContractError(AssertionError):
-    """An environment breaks the contract. The message says where, and the likely cause."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,13 +21,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl_flow import seeding
+from marl_flow.algorithm import Algorithm, reference
 from marl_flow.config import from_json
-from marl_flow.interfaces import Algorithm, TaskSpec, UserError
+from marl_flow.files import write_atomically
+from marl_flow.interfaces import TaskSpec, UserError
 from marl_flow.normalize import Normalizers
-from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, write_atomically
+from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +75,12 @@ class Checkpoint:
 
 def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Path of the written checkpoint; afterwards only it and the newest others, `keep` in all, are left."""
-    folder = run_folder / CHECKPOINTS
-    path = folder / f"update_{checkpoint.header.update:08d}.safetensors"
+    path = checkpoint_path(run_folder, checkpoint.header.update)
     tensors = checkpoint.tensors()
     record = {"format_version": FORMAT_VERSION, "digest": _digest(tensors), "header": asdict(checkpoint.header)}
     data = to_bytes(tensors, metadata={"marl_flow": json.dumps(record, allow_nan=False)})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
         existing = _paths(run_folder)
@@ -255,7 +255,7 @@ def load_algorithm(
 def restore(loaded: Checkpoint, algorithm: type[Algorithm], file: Path, *, device: torch.device) -> Algorithm:
     """An instance that holds the checkpoint's state; `file` is named in errors."""
     run = loaded.header.run
-    if algorithm.name != run.algorithm:
+    if reference(algorithm) != run.algorithm:
         raise UserError(f"{file}: expected a checkpoint of {algorithm.name}, found one of {run.algorithm}")
     try:
         config = from_json(type(next(iter(algorithm.presets.values()))), run.config)
@@ -273,86 +273,3 @@ def restore(loaded: Checkpoint, algorithm: type[Algorithm], file: Path, *, devic
             f"({CONFIG} of its run names the commit), or train anew"
         ) from error
     return instance
-
-
-# Optimisers
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flat tensors of an optimiser: `state/<parameter>/<name>`, and `group/<index>/lr`, which schedules move.
-
-    Other options of the groups belong to the config that built the optimiser and are not stored.
-    """
-    record = optimizer.state_dict()
-    packed = {
-        f"state/{parameter}/{name}": torch.as_tensor(value)
-        for parameter, values in record["state"].items()
-        for name, value in values.items()
-        if value is not None
-    }
-    rates = {
-        f"group/{i}/lr": torch.as_tensor(group["lr"], dtype=torch.float64)
-        for i, group in enumerate(record["param_groups"])
-    }
-    return packed | rates
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Tensor]) -> None:
-    """Puts a packed state into an optimiser of the same parameters; anything missing, unknown or misshapen raises.
-
-    A parameter without any state never had a gradient; the others must all carry the same entries.
-    """
-    groups = optimizer.state_dict()["param_groups"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    rates = {f"group/{i}/lr" for i in range(len(groups))}
-    state: dict[int, dict[str, Tensor]] = {}
-    unknown = []
-    for key, value in packed.items():
-        match = re.fullmatch(r"state/(\d+)/(\w+)", key)
-        if match and int(match[1]) < len(parameters):
-            state.setdefault(int(match[1]), {})[match[2]] = value.clone()
-        elif key not in rates:
-            unknown.append(key)
-    missing = sorted(rates - set(packed))
-    entries = {name for values in state.values() for name in values}
-    for index, values in state.items():
-        missing += [f"state/{index}/{name}" for name in sorted(entries - set(values))]
-        for name, value in values.items():
-            if value.dim() and value.shape != parameters[index].shape:
-                raise ValueError(
-                    f"optimiser state/{index}/{name}: expected {list(parameters[index].shape)}, "
-                    f"found {list(value.shape)}"
-                )
-    if unknown or missing:
-        raise ValueError(f"optimiser state of {len(parameters)} parameters: missing {missing}, unknown {unknown}")
-    rates_by_group = [{**group, "lr": float(packed[f"group/{i}/lr"])} for i, group in enumerate(groups)]
-    optimizer.load_state_dict({"state": state, "param_groups": rates_by_group})
-
-
-Stateful = Mapping[str, nn.Module | torch.optim.Optimizer]
-
-
-def pack_state(parts: Stateful, updates_done: int) -> dict[str, Tensor]:
-    """Flat tensors `part/name` of named modules and optimisers, and `updates_done`."""
-    state = {"updates_done": torch.tensor(updates_done)}
-    for part, item in parts.items():
-        values = item.state_dict() if isinstance(item, nn.Module) else pack_optimizer(item)
-        state |= {f"{part}/{name}": value for name, value in values.items()}
-    return state
-
-
-def unpack_state(parts: Stateful, state: Mapping[str, Tensor]) -> int:
-    """Puts a packed state back, strictly, and returns `updates_done`."""
-    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
-    for key, value in state.items():
-        part, _, name = key.partition("/")
-        if part in found:
-            found[part][name] = value
-        elif key != "updates_done":
-            raise ValueError(f"unknown entry {key!r}, expected updates_done and {', '.join(parts)}")
-    for part, item in parts.items():
-        if isinstance(item, nn.Module):
-            item.load_state_dict(found[part])
-        else:
-            unpack_optimizer(item, found[part])
-    return int(state["updates_done"])

@@ -11,20 +11,18 @@ import contextlib
 import itertools
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from marl_flow import seeding
+from marl_flow.algorithm import Algorithm
 from marl_flow.checkpoint import Header
 from marl_flow.interfaces import (
     ActingConfig,
-    Algorithm,
     EvaluationResult,
     Policy,
     TaskSpec,
@@ -32,6 +30,7 @@ from marl_flow.interfaces import (
     UserError,
     VectorEnv,
 )
+from marl_flow.rollout import Episodes, rollout, rollout_together
 from marl_flow.run_log import BlockLog
 
 MakeEnv = Callable[[int], VectorEnv]
@@ -121,37 +120,6 @@ def evaluate(
     return results
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Episodes:
-    """K finished episodes, on the CPU: agent_returns [K, N] float64 undiscounted, lengths [K], won [K] bool or None."""
-
-    agent_returns: Tensor
-    lengths: Tensor
-    won: Tensor | None
-
-    @staticmethod
-    def joined(parts: Sequence[Episodes]) -> Episodes:
-        won = [part.won for part in parts if part.won is not None]
-        return Episodes(
-            agent_returns=torch.cat([part.agent_returns for part in parts]),
-            lengths=torch.cat([part.lengths for part in parts]),
-            won=torch.cat(won) if won else None,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, from which `from_json` makes the same bits."""
-        won = None if self.won is None else self.won.tolist()
-        return {"agent_returns": self.agent_returns.tolist(), "lengths": self.lengths.tolist(), "won": won}
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> Episodes:
-        return Episodes(
-            agent_returns=torch.tensor(record["agent_returns"], dtype=torch.float64),
-            lengths=torch.tensor(record["lengths"]),
-            won=None if record["won"] is None else torch.tensor(record["won"]),
-        )
-
-
 def play(
     algorithm: Algorithm,
     make_env: MakeEnv,
@@ -177,83 +145,17 @@ def play(
         while missing:
             share = max(1, steps_at_once // (len(block) * algorithm.spec.max_steps))
             taken, missing = missing[:share], missing[share:]
-            sides = []
+            players = []
             for which in taken:
                 policy = algorithm.policy(requests[which])
                 policy.reset(len(block), seeding.generator(noise_seed, "acting", number))
-                sides.append((policy, block))
-            env = make_env(len(sides) * len(block))
-            for which, episodes in zip(taken, play_together(env, sides), strict=True):
+                players.append((policy, block))
+            env = make_env(len(players) * len(block))
+            for which, episodes in zip(taken, rollout_together(env, players), strict=True):
                 parts[which][number] = episodes
                 if logs:
                     logs[which].add(number, episodes.to_json())
     return [Episodes.joined([part[number] for number in range(len(blocks))]) for part in parts]
-
-
-@torch.no_grad()
-def play_together(env: VectorEnv, sides: Sequence[tuple[Policy, Sequence[int]]]) -> list[Episodes]:
-    """Plays policies that were reset, each on its own rows and seeds, until every episode is over."""
-    bounds = np.cumsum([0, *(len(seeds) for _, seeds in sides)]).tolist()
-    spans = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-    step = env.reset([seed for _, seeds in sides for seed in seeds])
-    running = ~step.finished
-    returns = torch.zeros(step.rewards.shape, dtype=torch.float64, device=running.device)
-    lengths = torch.zeros(running.shape, dtype=torch.int64, device=running.device)
-    won = None if step.won is None else step.won & running
-    actions: Tensor | None = None
-    for _ in range(env.spec.max_steps):
-        unfinished = torch.stack([running[span].any() for span in spans]).tolist()
-        if not any(unfinished):
-            break
-        chosen = [
-            _act(policy, step, span) if actions is None or unfinished[i] else _rest(actions, step, span)
-            for i, ((policy, _), span) in enumerate(zip(sides, spans, strict=True))
-        ]
-        actions = torch.cat(chosen)
-        _check_actions(env.spec, actions, step.action_mask, running)
-        step = env.step(actions)
-        returns += torch.where(running[:, None], step.rewards.double(), 0.0)
-        lengths += running
-        if won is not None and step.won is not None:
-            won = won | (step.won & running)
-        running = running & ~step.finished
-    if bool(running.any()):
-        raise ValueError(
-            f"{env.spec.task_id} breaks its contract: {int(running.sum())} of {len(running)} episodes go on after "
-            f"max_steps = {env.spec.max_steps}"
-        )
-    return [
-        Episodes(
-            agent_returns=returns[span].cpu(), lengths=lengths[span].cpu(), won=None if won is None else won[span].cpu()
-        )
-        for span in spans
-    ]
-
-
-def _act(policy: Policy, step: TimeStep, span: slice) -> Tensor:
-    mask = None if step.action_mask is None else step.action_mask[span]
-    return policy.act(step.observations[span], mask, step.rewards[span])
-
-
-def _rest(actions: Tensor, step: TimeStep, span: slice) -> Tensor:
-    """Actions for rows that are all over: the last ones, or the first legal choices."""
-    return actions[span] if step.action_mask is None else step.action_mask[span].to(actions.dtype).argmax(-1)
-
-
-def _check_actions(spec: TaskSpec, actions: Tensor, action_mask: Tensor | None, running: Tensor) -> None:
-    """Raises when a policy's actions in running rows are not finite or not legal: a bug, or weights gone bad."""
-    if not spec.action.is_discrete:
-        good = torch.isfinite(actions).flatten(1).all(-1)
-    elif action_mask is not None:
-        good = action_mask.gather(-1, actions.long()[..., None])[..., 0].all(-1)
-    else:
-        good = ((actions >= 0) & (actions < spec.action.size)).all(-1)
-    if bool((running & ~good).any()):
-        row = int((running & ~good).nonzero()[0])
-        raise UserError(
-            f"expected {'legal' if spec.action.is_discrete else 'finite'} actions in {spec.task_id}, found "
-            f"{actions[row].tolist()}; the weights are damaged or the policy is wrong; evaluate another checkpoint"
-        )
 
 
 @torch.no_grad()
@@ -303,14 +205,14 @@ def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.G
     render = getattr(env, "render", None)
     if render is None:
         raise UserError(f"{env.spec.task_id} cannot be drawn: its environment has no `render`; leave the picture out")
-    step = env.reset([seed])
-    policy.reset(1, generator)
-    frames, steps, every = [render(0)], 0, -(-env.spec.max_steps // PICTURES)
-    while not bool(step.finished.all()):
-        step = env.step(policy.act(step.observations, step.action_mask, step.rewards))
-        steps += 1
-        if steps % every == 0 or bool(step.finished.all()):
+    frames, steps, every = [], itertools.count(), -(-env.spec.max_steps // PICTURES)
+
+    def draw(step: TimeStep, actions: Tensor | None) -> None:
+        if next(steps) % every == 0 or bool(step.finished.all()):
             frames.append(render(0))
+
+    policy.reset(1, generator)
+    rollout(env, policy, [seed], draw)
     return frames
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,13 +22,12 @@ Metrics = dict[str, Tensor]
 """Name to detached scalar tensor, still on the training device (shape [])."""
 
 
-def mean_metrics(parts: Sequence[Metrics]) -> Metrics:
-    """Metrics of an update from those of its equally large micro-batches."""
-    return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
-
-
 class UserError(ValueError):
     """Bad input. The message names what was expected, what was found and what to do; the CLI prints it and exits 2."""
+
+
+class ContractError(AssertionError):
+    """An environment or a method breaks its contract. The message says where, and the likely cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +252,8 @@ class Policy(Protocol):
         """Actions [E, N, A], or integer choices [E, N], for observations [E, N, O].
 
         action_mask [E, N, A] bool for discrete tasks; rewards [E, N] of the previous step (zero after a reset),
-        which return-conditioned policies may subtract from their target. An agent's action never depends on
-        another agent's reward, and in decentralized execution never on another agent's observation.
+        which return-conditioned policies may subtract from their target. In decentralized execution an agent's action
+        depends neither on another agent's observation nor on another agent's reward.
         """
         ...
 
@@ -274,77 +273,6 @@ class ActingConfig:
     target_return: float | None = None
     gate_scale: float = 1.0
     actions_per_plan: int = 1
-
-
-class Algorithm(Protocol):
-    """A trainable method: one config, one update, one acting policy, one complete state.
-
-    Its config carries the method's own budget as the fields `updates` and `batch_size`.
-    """
-
-    name: ClassVar[str]
-    presets: ClassVar[Mapping[str, Any]]
-    action_kinds: ClassVar[tuple[str, ...]]
-
-    @property
-    def config(self) -> Any: ...
-
-    @property
-    def spec(self) -> TaskSpec: ...
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        """Executions this trained configuration can honestly be evaluated in."""
-        ...
-
-    @property
-    def samples_in_steps(self) -> bool:
-        """Whether the policy takes a number of sampling steps."""
-        ...
-
-    @property
-    def return_conditioned(self) -> bool:
-        """Whether the policy takes a target return."""
-        ...
-
-    @classmethod
-    def window(cls, config: Any) -> WindowSpec: ...
-
-    @classmethod
-    def normalizer_kind(cls, config: Any) -> str:
-        """Which normaliser training fits on the data: a kind of `marl_flow.normalize`."""
-        ...
-
-    @classmethod
-    def build(
-        cls, config: Any, spec: TaskSpec, normalizers: Any, *, device: torch.device, generator: torch.Generator
-    ) -> Self:
-        """A new instance with weights drawn from `generator`; refuses a task it cannot serve with a UserError."""
-        ...
-
-    @property
-    def networks(self) -> Sequence[torch.nn.Module]:
-        """The trained modules whose calls `torch.compile` may replace in place; not containers of torch.nn itself,
-        which it passes over."""
-        ...
-
-    def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
-        """One gradient step on a batch.
-
-        The gradient is the mean over the batch's `split(micro_batches)`, taken one after the other to save memory.
-        May run under `torch.autocast` (bfloat16, weights float32); nothing in it waits for the device.
-        """
-        ...
-
-    def policy(self, acting: ActingConfig) -> Policy: ...
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything that training continues from: weights, targets, averages, optimisers, counters."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Strict: a missing, unknown or misshapen entry is an error."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

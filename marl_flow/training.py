@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,18 +21,19 @@ import torch
 
 from marl_flow import checkpoint as checkpoints
 from marl_flow import seeding
+from marl_flow.algorithm import Algorithm, reference
 from marl_flow.checkpoint import Checkpoint, Header, restore
 from marl_flow.config import digest, to_json
-from marl_flow.interfaces import Algorithm, Batch, Metrics, TaskSpec, UserError, WindowSpec
+from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.run_folder import (
     RunRecord,
-    check,
-    claim,
-    hold,
+    lock,
+    read_config,
     remove_unfinished,
     require_same_run,
     warn_of_other_threads,
+    write_config,
 )
 from marl_flow.run_log import MetricsLog
 
@@ -97,6 +98,8 @@ class TrainingData:
     spec: TaskSpec
     fit_normalizers: Callable[[str, float], Normalizers]
     """(kind, discount of the returns-to-go) -> normalisers fitted on the data."""
+    return_percentiles: Callable[[float], Sequence[float]]
+    """Discount -> the 0, 1, ..., 100 % quantiles over episodes of the discounted return, for the run's config.json."""
     make_sampler: Callable[[WindowSpec, torch.device], Sampler]
 
 
@@ -116,10 +119,10 @@ def describe(
     training = resolve(training, config)
     method = {"batch_size": training.batch_size, "micro_batches": training.micro_batches, "amp": training.amp}
     return RunRecord(
-        algorithm=algorithm.name,
+        algorithm=reference(algorithm),
         preset=preset,
         config=to_json(config),
-        config_digest=digest(algorithm.name, config, method),
+        config_digest=digest(reference(algorithm), config, method),
         task=data.spec.to_json(),
         dataset_id=data.dataset_id,
         dataset_digest=data.digest,
@@ -157,11 +160,11 @@ def train(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
-    with hold(run_folder):
-        check(run_folder, run)
+    with lock(run_folder):
+        read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)
         try:  # from here on the folder is written into
-            claim(run_folder, run)
+            write_config(run_folder, run, lambda: data.return_percentiles(loop.window.discount))
             remove_unfinished(run_folder)
             checkpoints.set_aside_after(run_folder, loop.update)
             with _signals() as asked:

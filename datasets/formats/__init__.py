@@ -1,4 +1,4 @@
-"""Published dataset layouts: one door in, one door out. The reader or writer asked for is imported then.
+"""Published dataset layouts: `import_dataset` reads and `export_dataset` writes them. Readers load on demand.
 
     omar      `.npy` per agent and seed (MPE)                      in
     madiff    `.npy` with path lengths (MA-MuJoCo, SMAC)           in, out
@@ -62,17 +62,17 @@ def import_dataset(
             "pass one of `marl_flow.datasets.specs.known_spec`"
         )
     if folder.exists():
-        raise AlreadyThere(f"expected a free place for {dataset_id}, found {folder} already there; use it or remove it")
+        raise AlreadyThere(f"{folder} already exists; use it as {dataset_id}, or remove it")
     try:
         dividing = (shared,) if shared and layout in CARRY_SPEC else ()
-        with _module(layout).open_source(source, spec, *dividing) as found:
-            if spec is None and implied_task_id is not None and "exported_from" not in found.provenance:
-                found = replace(found, spec=replace(found.spec, task_id=implied_task_id))
-            record = {"layout": layout, "files": _file_records(found.files, source), **found.provenance}
+        with _module(layout).open_source(source, spec, *dividing) as opened:
+            if spec is None and implied_task_id is not None and "exported_from" not in opened.provenance:
+                opened = replace(opened, spec=replace(opened.spec, task_id=implied_task_id))
+            record = {"layout": layout, "files": _file_records(opened.files, source), **opened.provenance}
             taken = sorted(record.keys() & provenance.keys())
             if taken:
                 raise ValueError(f"provenance: the entries {taken} belong to the importer")
-            _write(StoreWriter, found, folder, dataset_id, {**provenance, **record})
+            _write(StoreWriter, opened, folder, dataset_id, {**provenance, **record})
     except AlreadyThere:
         raise
     except UserError as error:
@@ -95,24 +95,24 @@ def export_dataset(layout: str, store: EpisodeStore, target: Path) -> None:
     Reading it back with `import_dataset` gives the same arrays and task. Refuses to overwrite.
     """
     _known(layout, EXPORTS)
-    from marl_flow.datasets.formats.target import new_place
+    from marl_flow.datasets.formats.target import new_path
 
     target = Path(target)
-    with new_place(target) as place:
-        _module(layout).write(store, place, target)
+    with new_path(target) as path:
+        _module(layout).write(store, path, target)
 
 
-def _write(writer_type: Any, found: Any, folder: Path, dataset_id: str, provenance: Mapping[str, Any]) -> None:
+def _write(writer_type: Any, opened: Any, folder: Path, dataset_id: str, provenance: Mapping[str, Any]) -> None:
     from marl_flow.datasets.formats.episodes import pieces
 
     with writer_type(
         folder,
-        spec=found.spec,
+        spec=opened.spec,
         dataset_id=dataset_id,
         provenance=provenance,
-        has_final_observation=found.has_final_observation,
+        has_final_observation=opened.has_final_observation,
     ) as writer:
-        for piece in pieces(found, dataset_id):
+        for piece in pieces(opened, dataset_id):
             writer.append(piece)
 
 

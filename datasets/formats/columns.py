@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from marl_flow.datasets.layout import INTEGERS
+from marl_flow.files import open_npy
 from marl_flow.interfaces import UserError
-
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_HEADER_ERRORS = (OSError, ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,29 +77,14 @@ class Column:
 
 
 def npy_column(path: Path) -> Column:
-    """The array in a `.npy` file, mapped read-only. Neither pickled objects nor headers that lie about sizes pass."""
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
-                raise ValueError(f"format version {version}")
-            shape, fortran, dtype = _HEADERS[version](file)
-            start, size = file.tell(), path.stat().st_size
-    except FileNotFoundError:
-        raise UserError(f"{path.name}: expected a file, found none") from None
-    except (*_HEADER_ERRORS, tokenize.TokenError) as error:
-        raise UserError(f"{path.name}: expected a readable .npy file, found: {error!r}") from error
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise UserError(f"{path.name}: expected plain numbers, found {dtype}; pickled objects are never read")
-    if not shape or any(isinstance(length, bool) or length < 1 for length in shape):
-        raise UserError(f"{path.name}: expected rows of numbers, found shape {list(shape)}")
-    count = 1
-    for length in shape:
-        count *= length  # Python integers: a header cannot make them overflow
-    if size != start + count * dtype.itemsize:
-        raise UserError(
-            f"{path.name}: expected {start + count * dtype.itemsize:,} bytes for {dtype} {list(shape)}, "
-            f"found {size:,}; the file was cut or written to"
-        )
-    array = np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape, order="F" if fortran else "C")
-    return Column(name=path.name, shape=shape, dtype=dtype, fetch=lambda begin, end: array[begin:end].view(np.ndarray))
+    """The rows of the array in a `.npy` file, mapped read-only."""
+    file = open_npy(path)
+    if 0 in file.shape:
+        raise UserError(f"{path.name}: expected rows of numbers, found shape {list(file.shape)}")
+    array = file.map("r")
+    return Column(
+        name=path.name,
+        shape=file.shape,
+        dtype=file.dtype,
+        fetch=lambda begin, end: array[begin:end].view(np.ndarray),
+    )

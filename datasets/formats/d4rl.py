@@ -6,12 +6,12 @@
     attribute `marl_flow` is a JSON record of the task
 
 `Farama-Foundation/D4RL: d4rl/offline_env.py, README`. `terminals` are failures, `timeouts` time limits; an episode ends
-at either. Files without timeouts are cut at terminals and at the task's step limit, so they need the task; rows behind
+at either. Files without timeouts are cut at terminals and at the task's step limit, so they need the task; rows after
 the last end are left out and reported (`dropped_rows`). Stored next observations prove the order of the rows and give
 the final ones; they are left out of an export whose final observations are absent.
 
 One robot's published file (`scripts/generation/mujoco/collect_data.py` there) also has the engine's state before each
-action, infos/qpos [M, Q] and infos/qvel [M, V]: asked for as data of agents that share the robot, it becomes theirs.
+action, infos/qpos [M, Q] and infos/qvel [M, V]: imported as data of agents that share the robot, it becomes theirs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _OTHERS = ("actions", "rewards", "terminals", "timeouts", "infos/agent_rewards")
 
 @contextmanager
 def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None = None) -> Iterator[Source]:
-    """The episodes of one file; the task is the one asked for, our record's, or implied by a single agent's arrays.
+    """The episodes of one file; the task is the requested one, our record's, or implied by a single agent's arrays.
 
     shared: where the file has one agent's arrays, they are divided among the agents of its task.
     """
@@ -236,10 +236,10 @@ def _team_rewards(spec: TaskSpec, rewards: np.ndarray) -> np.ndarray:
     return spec.team_return(torch.from_numpy(rewards.astype(np.float64))).numpy()
 
 
-def write(store: EpisodeStore, place: Path, target: Path) -> None:
-    """Writes the file `place`, to be named `target`."""
+def write(store: EpisodeStore, path: Path, target: Path) -> None:
+    """Writes the file at `path`, to be named `target`."""
     spec, rows, single = store.spec, store.num_steps, store.spec.num_agents == 1
-    with hdf5.library().File(place, "w") as file:
+    with hdf5.library().File(path, "w") as file:
 
         def put(name: str, start: int, values: np.ndarray, *, per_agent: bool) -> None:
             values = values[:, 0] if per_agent and single else values
@@ -257,11 +257,11 @@ def write(store: EpisodeStore, place: Path, target: Path) -> None:
                 flags = np.zeros(piece.num_steps, dtype=bool)
                 flags[run.last_rows] = ended
                 put(name, start, flags, per_agent=False)
-            for name, path in _FRAMES.items():
+            for name, array_path in _FRAMES.items():
                 if getattr(piece, name) is None:
                     continue
                 current = step_frames(piece, name)
-                put(path, start, current, per_agent=name != "state")
+                put(array_path, start, current, per_agent=name != "state")
                 if store.has_final_observation:
                     following = np.concatenate([current[1:], current[:1]])
                     following[run.last_rows] = final_frames(piece, name)

@@ -139,7 +139,7 @@ def check_lengths(lengths: np.ndarray, spec: TaskSpec, where: str) -> None:
 
 
 def report_tail(left: int, kept: int, where: str) -> None:
-    """Says that rows behind the last episode's end are left out; raises where nothing else is there."""
+    """Says that rows after the last episode's end are left out; raises where nothing else is there."""
     if not kept:
         raise UserError(f"{where}: expected at least one episode that ends, found {left} rows without an end")
     if left:

@@ -85,8 +85,9 @@ def text_attribute(group: Any, name: str) -> str | None:
     with _damage(name):
         if name not in group.attrs:
             return None
-        kind = group.attrs.get_id(name).get_type()
-        if not isinstance(kind, library().h5t.TypeStringID) or kind.is_variable_str() or kind.get_size() > _TEXT_BYTES:
+        stored = group.attrs.get_id(name).get_type()
+        text_type = library().h5t.TypeStringID
+        if not isinstance(stored, text_type) or stored.is_variable_str() or stored.get_size() > _TEXT_BYTES:
             raise UserError(f"{name}: expected text of fixed length, at most {_TEXT_BYTES:,} bytes, found another type")
         value = group.attrs[name]
         if not isinstance(value, bytes):
@@ -97,23 +98,23 @@ def text_attribute(group: Any, name: str) -> str | None:
 def column(group: Any, name: str) -> Column | None:
     """The array of that name in a group, None where there is none. Its size is checked before it is believed."""
     h5py = library()
-    found = member(group, name)
-    if found is None:
+    array = member(group, name)
+    if array is None:
         return None
     label = f"{group.name.rstrip('/')}/{name}".lstrip("/")
-    if not isinstance(found, h5py.Dataset):
+    if not isinstance(array, h5py.Dataset):
         raise UserError(f"{label}: expected an array, found a group")
     with _damage(label):
-        shape, dtype = tuple(int(length) for length in found.shape or ()), found.dtype
+        shape, dtype = tuple(int(length) for length in array.shape or ()), array.dtype
         if dtype.kind not in "biuf" or dtype.hasobject:
             raise UserError(f"{label}: expected plain numbers, found {dtype}")
         if not shape or min(shape) < 1:
             raise UserError(f"{label}: expected rows of numbers, found shape {list(shape)}")
-        _check_storage(h5py, found, label, shape, dtype)
+        _check_storage(h5py, array, label, shape, dtype)
 
     def fetch(start: int, stop: int) -> np.ndarray:
         with _damage(label):
-            return found[start:stop]
+            return array[start:stop]
 
     return Column(name=label, shape=shape, dtype=dtype, fetch=fetch)
 

@@ -163,16 +163,16 @@ def _read(spec: TaskSpec, columns: Mapping[str, Column], run: Run) -> Rows:
     return Rows(steps=steps, finals=finals)
 
 
-def write(store: EpisodeStore, place: Path, target: Path) -> None:
-    """Writes the folder `place`, to be named `target`."""
-    place.mkdir()
+def write(store: EpisodeStore, folder: Path, target: Path) -> None:
+    """Writes a new folder, to be named `target`."""
+    folder.mkdir()
     rows, episodes = store.num_steps, store.num_episodes
     files: dict[str, np.memmap] = {}
 
     def put(name: str, total: int, start: int, values: np.ndarray) -> None:
         if name not in files:
             files[name] = np.lib.format.open_memmap(
-                place / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(total, *values.shape[1:])
+                folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=(total, *values.shape[1:])
             )
         files[name][start : start + len(values)] = values
 
@@ -194,7 +194,7 @@ def write(store: EpisodeStore, place: Path, target: Path) -> None:
                 put(_FINALS[name], episodes, run.episodes.start, last)
     for file_map in files.values():
         file_map.flush()
-    (place / TASK).write_text(json.dumps(record_of(store), indent=1) + "\n", encoding="utf-8")
+    (folder / TASK).write_text(json.dumps(record_of(store), indent=1) + "\n", encoding="utf-8")
 
 
 def _outside(spec: TaskSpec, name: str, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ by whoever collected it, which is no termination. Read with h5py alone; written 
 piece by piece (`create_dataset_from_buffers` would put it where an environment variable says).
 
 One robot's dataset whose infos have the engine's states, qpos [T + 1, Q] and qvel [T + 1, V], becomes that of the
-agents that share the robot where it is asked for as theirs.
+agents that share the robot where it is imported as theirs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INFOS = {"state": "infos/state", "action_mask": "infos/action_mask"}
 
 @contextmanager
 def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None = None) -> Iterator[Source]:
-    """The episodes of a dataset's folder; the task is the one asked for, our record's, or implied by one agent's.
+    """The episodes of a dataset's folder; the task is the requested one, our record's, or implied by one agent's.
 
     shared: where the folder has one agent's arrays, they are divided among the agents of its task.
     """
@@ -91,7 +91,9 @@ def _metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"expected a dataset folder with data/metadata.json (Minari 0.5), found: {error}") from error
     wanted = {"total_episodes": int, "total_steps": int}
-    if not isinstance(metadata, dict) or any(type(metadata.get(name)) is not kind for name, kind in wanted.items()):
+    if not isinstance(metadata, dict) or any(
+        type(metadata.get(name)) is not expected_type for name, expected_type in wanted.items()
+    ):
         raise UserError("metadata.json: expected whole numbers total_episodes and total_steps, found none")
     if metadata.get("data_format") != "hdf5":
         raise UserError(f"metadata.json: expected data_format 'hdf5', found {metadata.get('data_format')!r}")
@@ -220,8 +222,8 @@ def _rewards(spec: TaskSpec, column: Column, length: int) -> np.ndarray:
     return column.expect(length, spec.num_agents).floats(0, length)
 
 
-def write(store: EpisodeStore, place: Path, target: Path) -> None:
-    """Writes the dataset folder `place`, to be named `target`, whose name is the dataset's id."""
+def write(store: EpisodeStore, folder: Path, target: Path) -> None:
+    """Writes a new dataset folder, to be named `target`, whose name is the dataset's id."""
     if not _NAME.fullmatch(target.name):
         raise UserError(f"expected a folder name like spread-expert-v0 (Minari's dataset id), found {target.name!r}")
     hdf5.library()
@@ -241,9 +243,9 @@ def write(store: EpisodeStore, place: Path, target: Path) -> None:
         shape = (*axis, action.size)
         low, high = (np.broadcast_to(np.array(side, dtype=np.float32), shape) for side in (action.low, action.high))
         choice = spaces.Box(low, high, dtype=np.float32)
-    place.mkdir()
+    folder.mkdir()
     storage = MinariStorage.new(
-        (place / "data").resolve(),  # the library would join a relative path to itself
+        (folder / "data").resolve(),  # the library would join a relative path to itself
         observation_space=spaces.Box(-np.inf, np.inf, (*axis, spec.observation_size), dtype=np.float32),
         action_space=choice,
         data_format="hdf5",
@@ -263,17 +265,17 @@ def write(store: EpisodeStore, place: Path, target: Path) -> None:
 
 def _buffer(episode: EpisodeStore) -> dict[str, Any]:
     """One episode as Minari's buffer; single agents have no agent axis."""
-    one = episode.spec.num_agents == 1
+    single_agent = episode.spec.num_agents == 1
     last = np.zeros(episode.num_steps, dtype=bool)
     last[-1] = True
     infos = {}
     if episode.state is not None:
         infos["state"] = episode.state
     if episode.action_mask is not None:
-        infos["action_mask"] = episode.action_mask[:, 0] if one else episode.action_mask
+        infos["action_mask"] = episode.action_mask[:, 0] if single_agent else episode.action_mask
     per_agent = {"observations": episode.observations, "actions": episode.actions, "rewards": episode.rewards}
     return {
-        **{name: array[:, 0] if one else array for name, array in per_agent.items()},
+        **{name: array[:, 0] if single_agent else array for name, array in per_agent.items()},
         "terminations": last & episode.terminated[0],
         "truncations": last & ~episode.terminated[0],
         "infos": infos or None,

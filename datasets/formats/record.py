@@ -37,15 +37,15 @@ def record_of(store: EpisodeStore) -> dict[str, Any]:
 def parse_record(text: str, where: str) -> Record:
     """The record in a file's text; anything missing, unknown or of another type is refused."""
     try:
-        found = json.loads(text)
-        if not isinstance(found, dict) or found.get("format_version") != RECORD_VERSION:
+        record = json.loads(text)
+        if not isinstance(record, dict) or record.get("format_version") != RECORD_VERSION:
             raise UserError(f"expected format_version {RECORD_VERSION}")
-        if not isinstance(found["has_final_observation"], bool) or not isinstance(found["exported_from"], dict):
+        if not isinstance(record["has_final_observation"], bool) or not isinstance(record["exported_from"], dict):
             raise UserError("expected has_final_observation and exported_from")
         return Record(
-            spec=_spec(found["task"]),
-            has_final_observation=found["has_final_observation"],
-            origin=found["exported_from"],
+            spec=_spec(record["task"]),
+            has_final_observation=record["has_final_observation"],
+            origin=record["exported_from"],
         )
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
@@ -53,11 +53,11 @@ def parse_record(text: str, where: str) -> Record:
         ) from error
 
 
-def check_task(asked: TaskSpec, found: TaskSpec, where: str) -> None:
-    """Raises unless the task asked for is the one the files are of."""
-    if asked != found:
+def check_task(requested: TaskSpec, found: TaskSpec, where: str) -> None:
+    """Raises unless the files are of the requested task."""
+    if requested != found:
         raise UserError(
-            f"{where}: expected data of the task asked for, {asked.to_json()}, found {found.to_json()}; "
+            f"{where}: expected data of the requested task, {requested.to_json()}, found {found.to_json()}; "
             "pass the task the files are of"
         )
 

@@ -1,8 +1,9 @@
 """Data of one robot as data of the agents that share it: what they see is made again from the engine's states.
 
 A single robot's observations leave out what its agents see (its x) and hold what they do not; the recorded state, an
-array of positions and one of velocities, holds all. Rewards are taken as recorded, so the robot's task must pay as the
-agents' does. Nobody recorded the state that a D4RL episode's last action led to: such stores have no final observation.
+array of positions and one of velocities, holds all. Rewards are taken as recorded, so the robot's task must give
+the rewards of the agents'. Nobody recorded the state that a D4RL episode's last action led to: such stores have no
+final observation.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ POSITIONS, VELOCITIES = "infos/qpos", "infos/qvel"
 TOLERANCE = 1e-5
 """By which a robot's observation may differ from the state beside it, relative to 1 or its size: rounding."""
 HARMLESS = {"render_mode", "width", "height", "include_cfrc_ext_in_observation"}
-"""Settings of a recorded environment that change neither what it pays nor the part of an observation looked at."""
+"""Settings of a recorded environment that change neither its rewards nor the observation entries that are checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedRobot:
     """How the N agents of `task` share a robot with Q positions, V velocities and U actuators in [-1, 1].
 
-    unseen: how many leading positions the robot's own observation leaves out; it goes on with the others and all
-    velocities. recorded_as: names of its own task that pay as `task` does. observe: what the agents see, [R, N, O], of
+    unseen: how many leading positions the robot's own observation leaves out; the others and all velocities follow.
+    recorded_as: names of its own task with the rewards of `task`. observe: what the agents see, [R, N, O], of
     states [R, Q + V]; divide: their actions [R, N, A], which are these controls [R, U].
     """
 
@@ -76,7 +77,7 @@ class SharedRobot:
         )
 
     def check_recording(self, environment: Mapping[str, Any]) -> None:
-        """Raises unless a recorded environment, its `id` and `kwargs`, is the robot's task and pays as ours does."""
+        """Raises unless a recorded environment, its `id` and `kwargs`, is the robot's task and has our rewards."""
         name, changed = environment.get("id"), set(environment.get("kwargs") or {}) - HARMLESS
         if name not in self.recorded_as or changed:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A place to export to: a temporary neighbour while it is written, the asked-for name once it is whole."""
+"""A path to export to: a temporary neighbour while it is written, under its own name once it is whole."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from marl_flow.interfaces import UserError
 
 
 @contextmanager
-def new_place(target: Path) -> Iterator[Path]:
+def new_path(target: Path) -> Iterator[Path]:
     """Yields a path, not there yet, that becomes `target` at the end; an error leaves nothing behind."""
     if target.exists() or target.is_symlink():
-        raise UserError(
-            f"expected a free place to export to, found {target} already there; remove it or choose another"
-        )
+        raise UserError(f"{target} already exists; remove it or choose another path to export to")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         try:
             yield partial / target.name
             if target.exists():
-                raise UserError(f"expected a free place, found {target} made meanwhile; remove it or choose another")
+                raise UserError(f"{target} was made meanwhile by another process; remove it or choose another path")
             (partial / target.name).rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -6,10 +6,10 @@
     vault_index [1]   how many rows of T are valid
 
 `instadeepai/flashbax: flashbax/vault/vault.py`. An episode ends where all agents' terminals or truncations are set;
-rows behind the last end are left out and reported (`dropped_rows`). SMAC sets a terminal at the time limit too
+rows after the last end are left out and reported (`dropped_rows`). SMAC sets a terminal at the time limit too
 (`instadeepai/og-marl: og_marl/wrapped_environments/smacv1.py`), so an episode of exactly the task's limit is a time
 limit. Vaults hold no agent ids: MA-MuJoCo's are put on. B slots are the seeds of a converted OMAR set (1 otherwise),
-whose tag and world carry the prey as a fourth agent, padded: the controlled ones are the first three. The row behind
+whose tag and world carry the prey as a fourth agent, padded: the controlled ones are the first three. The row after
 an end belongs to the next episode, so final observations are absent.
 """
 

@@ -1,13 +1,13 @@
 """Unpacks downloaded archives as if a stranger had made them: nothing outside the folder, no links, no bombs.
 
-An archive appears under its target's name when it is whole, or not at all.
+`zipfile` and `tarfile` (with its "data" filter) do the unpacking. They mend or skip what is wrong with an archive; here
+such an archive is refused before anything of it appears under the target's name.
 """
 
 from __future__ import annotations
 
 import gzip
 import lzma
-import os
 import shutil
 import stat
 import struct
@@ -18,20 +18,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
-from marl_flow.datasets.disk import disk_errors, require_room
+from marl_flow.files import disk_errors, require_room
 from marl_flow.interfaces import UserError
 
 Progress = Callable[[int, int | None], None]
 """Called with (bytes done, bytes in all, or None where that is not known)."""
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz")
-_CHUNK_BYTES = 1 << 20
-_LONGEST_NAME_BYTES, _LONGEST_PATH_BYTES = 255, 1024
 _LARGEST_HEADER_BYTES = 1 << 20
 _READ_WHOLE = (b"x", b"X", b"g", tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # into memory, by `tarfile`
 _DAMAGED = (
@@ -60,13 +58,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class _Member:
-    """One entry of an archive: `size` is what it declares, `fault` why it must not be unpacked, `open` its content."""
+    """An entry of an archive. is_plain: a file or folder, not encrypted. extract: unpacks it below a folder."""
 
     name: str
     is_folder: bool
     size: int
-    fault: str | None
-    open: Callable[[], IO[bytes]]
+    is_plain: bool
+    extract: Callable[[Path], object]
 
 
 def suffix_of(name: str) -> str:
@@ -92,7 +90,7 @@ def unpack(archive: Path, target: Path, *, limits: Limits | None = None, progres
     to a hidden neighbour that is renamed at the end; a failure deletes it, a killed process's is deleted by the next.
     """
     if target.exists():
-        raise UserError(f"expected a free place to unpack {archive.name} to, found {target}; use it or remove it")
+        raise UserError(f"cannot unpack {archive.name}: {target} already exists; remove it or choose another folder")
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}.unpacking-"
@@ -103,7 +101,7 @@ def unpack(archive: Path, target: Path, *, limits: Limits | None = None, progres
             with _damage_of(archive.name), _opened(archive, archive.name) as (members, total):
                 if total is not None:
                     require_room(fresh, total, f"unpacking {archive.name}")
-                _fill(fresh, archive, members, limits or Limits(), lambda done: progress and progress(done, total))
+                _extract(fresh, archive, members, limits or Limits(), lambda done: progress and progress(done, total))
             fresh.chmod(0o755)  # mkdtemp's 0700 would hide a shared data root from others
             fresh.rename(target)
         except BaseException:
@@ -112,76 +110,45 @@ def unpack(archive: Path, target: Path, *, limits: Limits | None = None, progres
     return target
 
 
-def _fill(
+def _extract(
     folder: Path, archive: Path, members: Iterator[_Member], limits: Limits, report: Callable[[int], object]
 ) -> None:
     """Writes an archive's members under an empty folder."""
-    names, allowed = _Names(), limits.bytes_for(archive)
-    entries = declared = written = 0
+    taken: dict[str, tuple[str, bool]] = {}  # folded path -> the path itself, whether it is a folder
+    entries, total, allowed = 0, 0, limits.bytes_for(archive)
     for member in members:
-        entries, declared = entries + 1, declared + member.size
+        entries, total = entries + 1, total + member.size
         if entries > limits.entries:
             raise _refusal(archive, f"at most {limits.entries:,} entries", "more")
-        if declared > allowed:
-            raise _refusal(archive, f"at most {allowed:,} bytes in it", f"at least {declared:,}")
-        parts, name_fault = names.claim(member.name, is_folder=member.is_folder)
-        if fault := member.fault or name_fault:
-            raise _refusal(archive, "plain files and folders under relative paths", f"{member.name!r}, {fault}")
-        place = folder.joinpath(*parts)
-        if member.is_folder:
-            place.mkdir(parents=True, exist_ok=True)
+        if total > allowed:
+            raise _refusal(archive, f"at most {allowed:,} bytes in it", f"at least {total:,}")
+        parts = member.name.removeprefix("./").removesuffix("/").split("/")
+        if parts == ["."] and member.is_folder:  # as `tar c .` writes it
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        end = written + member.size
-        with member.open() as source, place.open("xb") as file:
-            while chunk := source.read(_CHUNK_BYTES):
-                written += len(chunk)
-                if written > end:
-                    break
-                file.write(chunk)
-                report(written)
-            file.flush()
-            os.fsync(file.fileno())
-        if written != end:
-            raise _refusal(archive, f"{member.size:,} bytes in {member.name!r}", "another number")
+        if not member.is_plain or not _is_plain_path(parts):
+            raise _refusal(archive, "plain, unencrypted files and folders under relative paths", repr(member.name))
+        for depth in range(1, len(parts) + 1):
+            path, is_folder = "/".join(parts[:depth]), member.is_folder or depth < len(parts)
+            key = unicodedata.normalize("NFC", path).casefold()
+            if key in taken and not (is_folder and taken[key] == (path, True)):
+                raise _refusal(archive, "one entry for each path", f"{path!r} and {taken[key][0]!r}")
+            taken[key] = (path, is_folder)
+        member.extract(folder)
+        report(total)
     if not entries:
         raise _refusal(archive, "files", "none")
 
 
-@dataclass
-class _Names:
-    """The paths of an archive so far, so that no two of them are one path on any file system."""
-
-    taken: dict[tuple[str, ...], tuple[tuple[str, ...], bool]] = field(default_factory=dict)
-
-    def claim(self, name: str, *, is_folder: bool) -> tuple[tuple[str, ...], str | None]:
-        """The parts of an entry's path, and what is wrong with them if anything is."""
-        parts = tuple(name.removesuffix("/").split("/"))
-        if parts[0] == ".":  # as `tar c .` writes them
-            parts = parts[1:]
-        fault = _name_fault(name, parts) if parts or not is_folder else None
-        for depth in range(1, len(parts) + 1):
-            fault = fault or self._take(parts[:depth], is_folder or depth < len(parts))
-        return parts, fault
-
-    def _take(self, parts: tuple[str, ...], is_folder: bool) -> str | None:
-        key = tuple(unicodedata.normalize("NFC", part).casefold() for part in parts)
-        before = self.taken.setdefault(key, (parts, is_folder))
-        first_time = before[0] is parts
-        return None if first_time or (before == (parts, True) and is_folder) else f"{'/'.join(before[0])!r} once more"
-
-
-def _name_fault(name: str, parts: tuple[str, ...]) -> str | None:
-    """What is wrong with an entry's name on its own."""
-    if not parts or name.startswith("/") or {"", ".", ".."} & set(parts):
-        return "an absolute or climbing path"
-    if "\\" in name or (len(parts[0]) > 1 and parts[0][1] == ":"):
-        return "a path of another system"
-    if not name.isprintable():
-        return "unprintable characters"
-    if len(name.encode()) > _LONGEST_PATH_BYTES or max(len(part.encode()) for part in parts) > _LONGEST_NAME_BYTES:
-        return "too long a name"
-    return None
+def _is_plain_path(parts: list[str]) -> bool:
+    """Whether a path stays below its folder and has a name that every file system holds and every terminal shows."""
+    name = "/".join(parts)
+    return (
+        name.isprintable()
+        and "\\" not in name
+        and parts[0][1:2] != ":"
+        and len(name.encode()) <= 1024
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+    )
 
 
 @contextmanager
@@ -192,7 +159,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Iterator[_Member], int | No
         with zipfile.ZipFile(path) as archive:
             yield _zip_members(archive), sum(info.file_size for info in archive.infolist())
     elif suffix:
-        with tarfile.open(path, tarinfo=_StrictTarInfo) as archive:
+        with tarfile.open(path, tarinfo=_StrictTarInfo, errorlevel=2) as archive:
             yield _tar_members(archive), None
     else:
         raise UserError(f"expected an archive ({', '.join(SUFFIXES)}), found {name}; unpack it yourself")
@@ -200,16 +167,11 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Iterator[_Member], int | No
 
 def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
     for info in archive.infolist():
-        kind = stat.S_IFMT(info.external_attr >> 16)  # zero where the archive was made without Unix attributes
-        fault = None
-        if info.flag_bits & 1:
-            fault = "encrypted"
-        elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            fault = "a link or device"
-        elif "\0" in info.orig_filename:
-            fault = "unprintable characters"
+        file_type = stat.S_IFMT(info.external_attr >> 16)  # zero where the archive was made without Unix attributes
+        is_plain = file_type in (0, stat.S_IFREG, stat.S_IFDIR) and not info.flag_bits & 1  # encrypted
+        is_plain = is_plain and "\0" not in info.orig_filename
         size = 0 if info.is_dir() else info.file_size
-        yield _Member(info.filename, info.is_dir(), size, fault, partial(archive.open, info))
+        yield _Member(info.filename, info.is_dir(), size, is_plain, partial(archive.extract, info))
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -230,19 +192,12 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 def _tar_members(archive: tarfile.TarFile) -> Iterator[_Member]:
     for info in archive:
-        plain = (info.isfile() and not info.issparse()) or info.isdir()
-        fault = None if plain else "a link, device or sparse file"
-        size = info.size if info.isfile() else 0
-        yield _Member(info.name, info.isdir(), size, fault, partial(_content, archive, info))
+        is_plain = (info.isfile() and not info.issparse()) or info.isdir()
+        extract = partial(archive.extract, info, set_attrs=False, filter="data")
+        yield _Member(info.name, info.isdir(), info.size if info.isfile() else 0, is_plain, extract)
     assert archive.fileobj is not None, "it is open"
-    while archive.fileobj.read(_CHUNK_BYTES):
+    while archive.fileobj.read(1 << 20):
         pass  # to its very end, where the checksum of a compressed archive is compared
-
-
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    content = archive.extractfile(info)
-    assert content is not None, "only files are read"
-    return content
 
 
 @contextmanager

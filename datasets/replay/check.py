@@ -1,4 +1,4 @@
-"""Whether a dataset fits an environment: stored steps, played again from the stored moments, must come out alike.
+"""Whether a dataset fits an environment: stored steps, played again from the stored moments, must give the same.
 
 Every step is played on its own, so that nothing adds up, and a difference names the step it belongs to.
 """
@@ -18,23 +18,22 @@ from marl_flow import seeding
 from marl_flow.datasets.replay.diagnosis import diagnose
 from marl_flow.datasets.replay.transitions import (
     TOLERANCES,
+    Comparison,
+    Env,
     Transitions,
-    differences,
-    explained_by_rounding,
+    compare,
     gather,
-    misfits,
-    predict,
-    stored_outcome,
+    within_float32_noise,
 )
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError
+from marl_flow.interfaces import TaskSpec, UserError
 
 BATCHES = (512, 4096)
 """Least and most steps played side by side: the guesses of a diagnosis are many, the processor's cache is not."""
 RARE = 0.01
 """Share of a batch's steps whose neighbouring moments are tried, and of episodes that may end short of the limit: steps
 at thresholds and an import's remainders are rare, a difference of rules is not."""
-FEW = 8
+MIN_TRIED = 8
 """Steps of a batch of which neighbouring moments are tried, however small it is."""
 MEANINGS = {
     "views": "the agents' views of one moment contradict each other or the task",
@@ -75,7 +74,7 @@ class Disagreement:
 class Replay:
     """What playing stored steps again came to. `message` is one sentence whose subject is the dataset.
 
-    steps: how many were played; misfits: how many came out unlike; at_thresholds: how many more came out alike only
+    steps: how many were played; mismatches: how many came out unlike; at_thresholds: how many more came out alike only
     for a moment within rounding of the stored one (they are not in `disagreement`); cut_short: episodes that end
     before the step limit though not by the task's rules; diagnosis: what was changed, where that could be told.
     """
@@ -86,7 +85,7 @@ class Replay:
     message: str
     diagnosis: str | None = None
     steps: int = 0
-    misfits: int = 0
+    mismatches: int = 0
     at_thresholds: int = 0
     cut_short: int = 0
     disagreement: Mapping[str, Disagreement] = dataclasses.field(default_factory=dict)
@@ -97,7 +96,7 @@ class Replay:
 
 def replay(
     store: EpisodeStore,
-    make_env: Callable[[int], Restorable | TransitionChecker],
+    make_env: Callable[[int], Env],
     *,
     transitions: int | None,
     seed: int = 0,
@@ -171,32 +170,31 @@ def _too_long(store: EpisodeStore) -> str | None:
 
 def _play(
     store: EpisodeStore,
-    env: Restorable | TransitionChecker,
+    env: Env,
     rows: np.ndarray,
     cut_short: int,
     generator: torch.Generator,
 ) -> Replay:
     tally, failing, excused = _Tally(store.spec), [], []
     for start in range(0, len(rows), env.num_envs):
-        part = gather(store, rows[start : start + env.num_envs])
-        stored, computed = stored_outcome(part), predict(env, part)
-        difference = differences(stored, computed, part.shown)
-        wrong = misfits(stored, difference)
+        batch = gather(store, rows[start : start + env.num_envs])
+        compared = compare(env, batch)
+        wrong = compared.mismatched
         doubtful = torch.stack(list(wrong.values())).any(0).nonzero()[:, 0]
-        near = torch.zeros(len(part), dtype=torch.bool)
-        if 0 < len(doubtful) <= max(FEW, RARE * len(part)):
-            near[doubtful] = explained_by_rounding(env, part.take(doubtful), generator)
-        tally.add(part, stored, computed, difference, ~near)
+        near = torch.zeros(len(batch), dtype=torch.bool)
+        if 0 < len(doubtful) <= max(MIN_TRIED, RARE * len(batch)):
+            near[doubtful] = within_float32_noise(env, batch.take(doubtful), generator)
+        tally.add(batch, compared, ~near)
         failing.append({name: value & ~near for name, value in wrong.items()})
         excused.append(near)
-    unfit = {name: torch.cat([part[name] for part in failing]) for name in failing[0]}
-    num_misfits, near_count = int(torch.stack(list(unfit.values())).any(0).sum()), int(torch.cat(excused).sum())
+    mismatched = {name: torch.cat([batch[name] for batch in failing]) for name in failing[0]}
+    num_mismatches, num_near = int(torch.stack(list(mismatched.values())).any(0).sum()), int(torch.cat(excused).sum())
     disagreement = tally.disagreement()
     diagnosis, reasons = None, []
-    if num_misfits:
-        diagnosis = diagnose(env, store, rows, {name: value.numpy() for name, value in unfit.items()})
-        first = next(name for name, value in unfit.items() if value.any())
-        many = f"{num_misfits:,} of {len(rows):,} steps do not fit: {diagnosis or 'no simple cause found'}"
+    if num_mismatches:
+        diagnosis = diagnose(env, store, rows, {name: value.numpy() for name, value in mismatched.items()})
+        first = next(name for name, value in mismatched.items() if value.any())
+        many = f"{num_mismatches:,} of {len(rows):,} steps do not fit: {diagnosis or 'no simple cause found'}"
         reasons.append(f"{MEANINGS[first]} by up to {disagreement[first].sentence} and {many}")
     if cut_short > RARE * store.num_episodes:
         shortest = int(store.lengths[~store.terminated].min())
@@ -206,7 +204,7 @@ def _play(
         )
     task_id = env.spec.task_id
     figures = [f"{name} within {worst.largest:.1e}" for name, worst in disagreement.items() if worst.largest]
-    thresholds = [f"{near_count:,} at thresholds"] if near_count else []
+    thresholds = [f"{num_near:,} at thresholds"] if num_near else []
     played = ", ".join([f"{len(rows):,} steps played again", *(figures or ["all equal"]), *thresholds])
     return Replay(
         task_id=task_id,
@@ -215,8 +213,8 @@ def _play(
         message=_refusal(task_id, "; ".join(reasons)) if reasons else f"fits {task_id}: {played}",
         diagnosis=diagnosis,
         steps=len(rows),
-        misfits=num_misfits,
-        at_thresholds=near_count,
+        mismatches=num_mismatches,
+        at_thresholds=num_near,
         cut_short=cut_short,
         disagreement=disagreement,
     )
@@ -236,13 +234,11 @@ class _Tally:
 
     def add(
         self,
-        part: Transitions,
-        stored: Mapping[str, Tensor],
-        computed: Mapping[str, Tensor],
-        difference: Mapping[str, Tensor],
+        steps: Transitions,
+        compared: Comparison,
         counted: Tensor,
     ) -> None:
-        for name, value in difference.items():
+        for name, value in compared.difference.items():
             largest, entries = value.max(1)
             largest = largest.masked_fill(~counted, 0.0)
             self.largest[name].append(largest[counted])
@@ -250,7 +246,7 @@ class _Tally:
             if name in self.worst and largest[row] <= self.worst[name].largest:
                 continue
             entry = int(entries[row])
-            sizes = stored[name].shape[1:]
+            sizes = compared.stored[name].shape[1:]
             with_agents = name not in ("state", "terminated")
             features = sizes[-1] if name in ("views", "observations", "state", "action_mask") else 1
             self.worst[name] = Disagreement(
@@ -258,10 +254,10 @@ class _Tally:
                 quantile_999=0.0,
                 agent=self.spec.agents[entry // features] if with_agents else None,
                 feature=entry % features if features > 1 else None,
-                episode=int(part.episodes[row]),
-                step=int(part.steps[row]),
-                stored=float(stored[name][row].flatten()[entry]),
-                computed=float(computed[name][row].flatten()[entry]),
+                episode=int(steps.episodes[row]),
+                step=int(steps.steps[row]),
+                stored=float(compared.stored[name][row].flatten()[entry]),
+                computed=float(compared.computed[name][row].flatten()[entry]),
             )
 
     def disagreement(self) -> dict[str, Disagreement]:

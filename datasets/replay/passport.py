@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from marl_flow.datasets import catalog
-from marl_flow.datasets.disk import disk_errors, read_json, write_json
 from marl_flow.datasets.replay.check import Disagreement, replay
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import PASSPORT
+from marl_flow.files import disk_errors, read_json, write_json
 from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -32,7 +32,7 @@ WIDTH = 120
 
 
 class DoesNotFit(UserError):
-    """A dataset that is whole, and comes out otherwise when it is played again."""
+    """A dataset that is whole, but differs from its environment when it is played again."""
 
 
 def verify(
@@ -40,7 +40,7 @@ def verify(
     make_env: Callable[[TaskSpec, int], Restorable | TransitionChecker] | None = None,
     transitions: int | None = None,
 ) -> dict[str, Any]:
-    """The passport of the store in a folder, written anew, after every check.
+    """The passport of the store in a folder, written again after every check.
 
     Structure, file hashes, digest and finite numbers (`open_store`); the card as the passport has it, if there is one;
     and that many steps (None: all) played again in the environment that `make_env` builds for a task and a number of
@@ -92,9 +92,11 @@ def _is_outcome(record: Any) -> bool:
     """Whether this is what `verify` writes of a replay."""
     if not isinstance(record, dict) or not isinstance(record.get("message"), str):
         return False
-    places = record.get("disagreement", {})
+    disagreement = record.get("disagreement", {})
     names = {field.name for field in fields(Disagreement)}
-    return isinstance(places, dict) and all(isinstance(one, dict) and set(one) == names for one in places.values())
+    return isinstance(disagreement, dict) and all(
+        isinstance(worst, dict) and set(worst) == names for worst in disagreement.values()
+    )
 
 
 def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -104,7 +106,7 @@ def _refuse_another_card(folder: Path, found: Mapping[str, Any], known: Mapping[
         if name.partition(".")[0] not in FROM_CATALOG and not _same(ours.get(name), theirs.get(name)):
             raise UserError(
                 f"{folder / PASSPORT}: {name} is {theirs.get(name)!r} there and {ours.get(name)!r} in the data, so it "
-                "was edited or belongs to other data; delete the file and verify again to have it written anew"
+                "was edited or belongs to other data; delete the file and verify again"
             )
 
 
@@ -208,11 +210,11 @@ def _replay_lines(outcome: Mapping[str, Any]) -> list[str]:
     lines = _entry("replay", outcome["message"])
     if outcome.get("disagreement"):
         lines += [f"{'':14}{'disagreement':<16}{'largest':>10}{'99.9%':>10}  where the largest is"]
-    for name, one in outcome.get("disagreement", {}).items():
-        feature = None if one["feature"] is None else f"feature {one['feature']}"
-        place = [one["agent"], feature, f"episode {one['episode']}", f"step {one['step']}"]
-        where = ", ".join(part for part in place if part) if one["largest"] else "nowhere"
-        lines += [f"{'':14}{name:<16}{one['largest']:10.1e}{one['quantile_999']:10.1e}  {where}"]
+    for name, worst in outcome.get("disagreement", {}).items():
+        feature = None if worst["feature"] is None else f"feature {worst['feature']}"
+        place = [worst["agent"], feature, f"episode {worst['episode']}", f"step {worst['step']}"]
+        where = ", ".join(part for part in place if part) if worst["largest"] else "nowhere"
+        lines += [f"{'':14}{name:<16}{worst['largest']:10.1e}{worst['quantile_999']:10.1e}  {where}"]
     return lines
 
 

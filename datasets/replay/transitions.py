@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Self
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import Restorable, TransitionChecker
+
+Env = Restorable | TransitionChecker
 
 Outcome = dict[str, Tensor]
 """What a step shows, float64 on the CPU, one entry per key of TOLERANCES that the task has: `views` [R, N, O] and
@@ -30,9 +32,11 @@ Largest differences over 5 M transitions of spread, tag and world (shipped and s
 prey, float32 and float64): views 2e-7, observations 4e-5 (one in a thousand above 5e-6), rewards 2e-5. A slip in
 dynamics or layout is thousands of times larger.
 """
+MOMENTS = ("views", "observations", "state")
+"""The quantities that a moment consists of."""
 ROUNDING = 1e-6
 """Half width of the box of moments that float32 cannot tell from a stored one, as a share of numbers above 1."""
-LOST = 1e30
+NON_FINITE = 1e30
 """Stands for what an environment computes that is not a number: unlike anything stored, and arithmetic survives it."""
 NEIGHBOURS = 16
 """Moments of that box that are played where the stored one leads elsewhere."""
@@ -63,12 +67,61 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, index: Tensor) -> Self:
+    def take(self, index: Tensor | slice) -> Self:
         """The transitions of these positions [R'], in this order."""
         changes: dict[str, Any] = {
             field.name: None if (value := getattr(self, field.name)) is None else value[index] for field in fields(self)
         }
         return replace(self, **changes)
+
+    def repeat(self, times: int) -> Self:
+        """The transitions that often, one copy after the other."""
+        return self.take(torch.arange(len(self)).repeat(times))
+
+    def with_frames(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The transitions with their observations [R, N, O], before and after the step, changed alike."""
+        return replace(self, observations=change(self.observations), next_observations=change(self.next_observations))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """What was stored of transitions beside what the environment makes of them.
+
+    difference: absolute, flattened to [R, numbers]; zero where the next frame was not stored.
+    """
+
+    stored: Outcome
+    computed: Outcome
+    difference: Outcome
+
+    @property
+    def mismatched(self) -> dict[str, Tensor]:
+        """Which rows [R] bool disagree by more than rounding explains, per quantity."""
+        return {
+            name: (value > TOLERANCES[name] * self.stored[name].abs().clamp(min=1.0).reshape(value.shape)).any(1)
+            for name, value in self.difference.items()
+        }
+
+    def share_of_fitting_moments(self, ignored: Tensor | None = None) -> float:
+        """Of the rows, those whose moments agree; `ignored` [N O] bool: entries of what follows that need not."""
+        difference = {name: value for name, value in self.difference.items() if name in MOMENTS}
+        if ignored is not None:
+            difference["observations"] = difference["observations"].masked_fill(ignored, 0.0)
+        wrong = replace(self, difference=difference).mismatched
+        return float((~torch.stack(list(wrong.values())).any(0)).double().mean())
+
+    @property
+    def residual(self) -> Tensor:
+        """Stored less computed observations, before and after the step, [R, 2 N O]."""
+        views = (self.stored["views"] - self.computed["views"]).flatten(1)
+        after = (self.stored["observations"] - self.computed["observations"]).flatten(1)
+        return torch.cat([views, torch.where(self.difference["observations"] > 0.0, after, 0.0)], 1)
+
+
+def compare(env: Env, steps: Transitions) -> Comparison:
+    """Plays the transitions again, each on its own."""
+    stored, computed = stored_outcome(steps), predict(env, steps)
+    return Comparison(stored=stored, computed=computed, difference=differences(stored, computed, steps.shown))
 
 
 def gather(store: EpisodeStore, rows: np.ndarray) -> Transitions:
@@ -110,10 +163,10 @@ def stored_outcome(of: Transitions) -> Outcome:
 
 
 @torch.no_grad()
-def predict(env: Restorable | TransitionChecker, of: Transitions) -> Outcome:
+def predict(env: Env, of: Transitions) -> Outcome:
     """What the environment makes of the transitions' moments and actions, `env.num_envs` at a time.
 
-    An `TransitionChecker` one makes it of both moments; where the second was not stored, nothing about it can be wrong.
+    A `TransitionChecker` makes it of both moments; where the second was not stored, nothing about it can be wrong.
     """
     parts: list[Outcome] = []
     for start in range(0, len(of), env.num_envs):
@@ -143,7 +196,9 @@ def predict(env: Restorable | TransitionChecker, of: Transitions) -> Outcome:
         }
         parts.append({name: value[:count].double().cpu() for name, value in outcome.items() if value is not None})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {name: value.nan_to_num(nan=LOST, posinf=LOST, neginf=-LOST) for name, value in joined.items()}
+    return {
+        name: value.nan_to_num(nan=NON_FINITE, posinf=NON_FINITE, neginf=-NON_FINITE) for name, value in joined.items()
+    }
 
 
 def differences(stored: Outcome, computed: Outcome, shown: Tensor) -> Outcome:
@@ -156,15 +211,7 @@ def differences(stored: Outcome, computed: Outcome, shown: Tensor) -> Outcome:
     return result
 
 
-def misfits(stored: Outcome, difference: Outcome) -> dict[str, Tensor]:
-    """Which rows [R] bool disagree by more than rounding explains, per quantity."""
-    return {
-        name: (value > TOLERANCES[name] * stored[name].abs().clamp(min=1.0).reshape(value.shape)).any(1)
-        for name, value in difference.items()
-    }
-
-
-def explained_by_rounding(env: Restorable | TransitionChecker, of: Transitions, generator: torch.Generator) -> Tensor:
+def within_float32_noise(env: Env, of: Transitions, generator: torch.Generator) -> Tensor:
     """Which transitions [R] bool fit moments that float32 cannot tell from the stored one.
 
     A reward jumps where a distance passes a threshold, an opponent turns where two ways are equally good, and bodies
@@ -172,7 +219,7 @@ def explained_by_rounding(env: Restorable | TransitionChecker, of: Transitions, 
     must lie within those of its neighbours, which may be widened by half their own range: where they agree with
     each other, nothing is excused.
     """
-    copies = of.take(torch.arange(len(of)).repeat(NEIGHBOURS))
+    copies = of.repeat(NEIGHBOURS)
 
     def moved(values: Tensor) -> Tensor:
         noise = 2.0 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1.0

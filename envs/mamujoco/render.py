@@ -44,6 +44,7 @@ class Camera:
         """RGB uint8 [size, size, 3] of a simulation; all that depends on its state is recomputed in `data`."""
         import mujoco
 
+        assert self._context is not None, "the camera was closed"
         mujoco.mj_forward(self._model, data)
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateCamera(self._model, data, self._view, self._scene)  # an endless floor is drawn around it

@@ -2,9 +2,9 @@
 
 - `release`: what the published code does (`Guowei-Zou/coflow-release: diffuser/models/ma_meanflow_wrapper.py`, commit
   91027bc): attention on the bottleneck and the two deepest skips, five time bins, guidance inside the loss, unmasked
-  loss, no legal-action mask in the inverse loss. It loads the published weights (release.py).
-- `paper`: the page's method with those slips mended: attention on every skip, continuous time, condition dropout with
-  guidance at sampling, loss on unknown real entries only, legal actions masked, noise times that reach 1.
+  loss, no legal-action mask in the inverse loss. It loads the published weights (released_weights.py).
+- `paper`: the paper's method without those slips: attention on every skip, continuous time, condition dropout with
+  guidance at sampling, loss on generated real frames only, legal actions masked, noise times that reach 1.
 - `compact`: `paper` with a token network that generates residual plans; trains on two CPU cores in minutes. Ours.
 """
 
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from marl_flow.coflow.loss import Objective
 from marl_flow.interfaces import TaskSpec, WindowSpec
+
+Objective = Literal["finite_difference", "instantaneous", "jvp"]
+"""How the predicted velocity is put together: the three equations of loss.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,9 @@ class CoFlowConfig:
     """Defaults are the `compact` preset. Frames of a window: history + 1 (current) + horizon."""
 
     conditioning: Literal["centralized", "decentralized", "mixed"] = "centralized"
-    """Which frames training shows: everybody's, one agent's, or each for half of the samples."""
+    """Whose history and current frame training shows: everybody's, one agent's, or either for half of the samples."""
     agent_ids: bool | None = None
-    """Whether frames begin with the agent's one-hot number. None: as in the release, where actions are discrete; there
+    """Whether frames begin with the agent's one-hot id. None: as in the release, where actions are discrete; there
     (SMAC) the published data carry it, and MA-MuJoCo's observations have it already."""
     objective: Objective = "finite_difference"
     history: int = 0
@@ -52,32 +54,33 @@ class CoFlowConfig:
     time_floor: float = 0.05
     """With output `data` the velocity divides by max(t, floor); in (0, 1)."""
     full_noise_share: float = 0.4
-    """Share of training draws at t = 1, in [0, 1]."""
+    """Fraction of training draws at t = 1, in [0, 1]."""
     masked: bool = True
-    """Loss over unknown real entries and legal actions only; False is the release's plain mean over everything."""
+    """Loss over generated real frames and legal actions only; False is the release's plain mean over everything."""
     condition_dropout: float = 0.0
     """Probability that a training sample is shown no return, in [0, 1). One draw for all its agents, since guidance
     drops all of them at once; MADiff draws for each agent."""
     guidance_weight: float = 1.0
     """Unconditional + weight * (conditional - unconditional); 1 is the conditional field alone, one pass."""
     guidance_in_loss: bool = False
-    """Regress the guided combination, as the release does, instead of guiding at sampling only."""
+    """Train the guided combination, as the release does, instead of guiding at sampling only."""
     discount: float = 0.99
     """Of the return-to-go label."""
     returns_scale: float | None = None
     """Return-to-go is divided by this; None: mapped to [-1, 1] by its range in the data."""
     return_to_go_update: bool | None = None
-    """While acting, subtract each reward from the target: R <- (R - r) / discount. None: unless that magnifies what is
-    wrong with the target a hundredfold over an episode's most steps, as over MA-MuJoCo's 1,000."""
+    """While acting, subtract each reward from the target: R <- (R - r) / discount. None: yes, unless the
+    repeated division magnifies an error of the target a hundredfold within a task's step limit, as it would over
+    MA-MuJoCo's 1,000 steps."""
     inverse_hidden: int = 256
     inverse_per_agent: bool = False
     inverse_from_difference: bool = True
     inverse_weight: float = 0.5
-    """Share of the inverse-dynamics loss in the total, in (0, 1)."""
+    """w of the total loss, (1 - w) * flow loss + w * inverse-dynamics loss, in (0, 1]."""
     normalizer: Literal["cdf", "limits", "standard"] = "standard"
     learning_rate: float = 3e-3
     final_learning_rate_share: float = 0.05
-    """Cosine decay over `updates` to this share of the learning rate, in (0, 1]; 1 is constant."""
+    """Cosine decay over `updates` to this fraction of the learning rate, in (0, 1]; 1 is constant."""
     gradient_clip: float | None = 1.0
     ema_decay: float = 0.995
     ema_every: int = 1
@@ -134,8 +137,8 @@ class CoFlowConfig:
                 f"condition_dropout above 0, not both, got {self.guidance_in_loss} and {self.condition_dropout}"
             )
 
-    def with_ids(self, spec: TaskSpec) -> bool:
-        """Whether frames begin with the agent's one-hot number in this task."""
+    def has_agent_ids(self, spec: TaskSpec) -> bool:
+        """Whether frames begin with the agent's one-hot id in this task."""
         return spec.action.is_discrete if self.agent_ids is None else self.agent_ids
 
     def updates_return(self, spec: TaskSpec) -> bool:
@@ -145,11 +148,12 @@ class CoFlowConfig:
         return self.return_to_go_update
 
     def frame_size(self, spec: TaskSpec) -> int:
-        """Numbers in one agent's frame."""
-        return spec.observation_size + (spec.num_agents if self.with_ids(spec) else 0)
+        """Features of one agent's frame."""
+        return spec.observation_size + (spec.num_agents if self.has_agent_ids(spec) else 0)
 
     @property
     def frames(self) -> int:
+        """F, frames of a window: history, the current one and the planned ones."""
         return self.history + 1 + self.horizon
 
 

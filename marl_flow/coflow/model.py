@@ -1,14 +1,38 @@
-"""CoFlow's two networks as one module: the velocity field over a team's window, and the inverse dynamics."""
+"""CoFlow's two networks as one module, and what they are told besides the noisy frames."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from marl_flow.coflow import loss
 from marl_flow.coflow.config import CoFlowConfig
 from marl_flow.coflow.network import InverseDynamics, TokenBackbone, TrajectoryNetwork, UNetBackbone
 from marl_flow.interfaces import TaskSpec
+from marl_flow.tensors import append_dims
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the velocity field is told besides noisy frames and times.
+
+    given_mask [B, F, N] bool: frames that are given. returns [B, N]: scaled return-to-go. keep_returns [B, N] or [B, 1]
+    bool: where the returns are shown (None: everywhere).
+    """
+
+    given_mask: Tensor
+    returns: Tensor
+    keep_returns: Tensor | None = None
+
+    def with_and_without_returns(self) -> Condition:
+        """2 B rows: the B rows shown their returns, then the same rows not shown them."""
+        keep = torch.ones_like(self.returns, dtype=torch.bool)
+        return Condition(
+            torch.cat([self.given_mask, self.given_mask]),
+            torch.cat([self.returns, self.returns]),
+            torch.cat([keep, ~keep]),
+        )
 
 
 class CoFlowModel(nn.Module):
@@ -51,38 +75,44 @@ class CoFlowModel(nn.Module):
         z: Tensor,
         t: Tensor,
         label: Tensor,
-        returns: Tensor,
-        known: Tensor,
+        condition: Condition,
         *,
-        keep_returns: Tensor | None = None,
         guidance: float = 1.0,
         gate_scale: float = 1.0,
         attention_out: list[Tensor] | None = None,
     ) -> Tensor:
-        """u [B, F, N, O] at z [B, F, N, O] standing at time t [B], the network told `label` [B].
+        """u [B, F, N, O] at z [B, F, N, O], which stands at time t [B], while the network is told the time `label` [B].
 
-        returns [B, N] scaled; known [B, F, N] bool: the frames of z that are given. With guidance != 1 both branches
-        run as one batch of 2 B rows.
+        With guidance != 1 the field is unconditional + guidance * (conditional - unconditional), both run as one batch
+        of 2 B rows.
         """
         if guidance != 1.0:
-            twice = [torch.cat([x, x]) for x in (z, t, label, returns, known)]
-            keep = torch.ones_like(returns, dtype=torch.bool)
             both = self.velocity(
-                *twice,
-                keep_returns=torch.cat([keep, ~keep]),
+                torch.cat([z, z]),
+                torch.cat([t, t]),
+                torch.cat([label, label]),
+                condition.with_and_without_returns(),
                 gate_scale=gate_scale,
                 attention_out=attention_out,
             )
             conditional, unconditional = both.chunk(2)
             return unconditional + guidance * (conditional - unconditional)
-        reads_plan = self.config.output == "data"
-        z_read = z
-        if reads_plan:  # instead of the noisy frames, the best linear guess of unit-variance data from them: 0 at t = 1
-            share = loss.expand((1 - t) / ((1 - t) ** 2 + t**2), z)
-            z_read = torch.where(known[..., None], z, share * z)
-        out = self.network(
-            z_read, label, returns, known, keep_returns=keep_returns, gate_scale=gate_scale, attention_out=attention_out
-        )
-        if not reads_plan:
+
+        def network(frames: Tensor) -> Tensor:
+            out: Tensor = self.network(
+                frames,
+                label,
+                condition.returns,
+                condition.given_mask,
+                keep_returns=condition.keep_returns,
+                gate_scale=gate_scale,
+                attention_out=attention_out,
+            )
             return out
-        return (z - z_read - out) / loss.expand(t.clamp_min(self.config.time_floor), z)
+
+        if self.config.output == "velocity":
+            return network(z)
+        # The network reads the best linear guess of unit-variance data instead of the noisy frames (0 at t = 1), and
+        # its output is added to that guess: the plan, to which z moves at (z - plan) / t.
+        guess = torch.where(condition.given_mask[..., None], z, append_dims((1 - t) / ((1 - t) ** 2 + t**2), z) * z)
+        return (z - guess - network(guess)) / append_dims(t.clamp_min(self.config.time_floor), z)

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 LABEL_SCALE = 30.0
 """Continuous time in [0, 1] is spread over this range before the sinusoidal embedding, which resolves units. Enough
-to tell times 0.03 apart, and not more than the derivative by time of the `jvp` objective bears (1000 diverges)."""
+to tell times 0.03 apart; with 1000 the `jvp` objective, which differentiates by time, diverges."""
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -47,7 +47,7 @@ class CoordinatedVelocityAttention(nn.Module):
     One token per agent: its channels of one head and its frames, flattened. Queries and keys have D / 4 channels,
     values D; each is a 1x1 convolution plus a projection of the embedding [B, N, 2 W]. The softmax runs over all
     agents, self included. There is no output projection; `gate` is one scalar, zero at the start. Attention is written
-    out (not fused), so that forward-mode differentiation goes through it.
+    out, because torch's fused attention has no forward-mode derivative, which the `jvp` objective needs.
     Source: `Guowei-Zou/coflow-release: diffuser/models/temporal.py`.
     """
 
@@ -68,15 +68,15 @@ class CoordinatedVelocityAttention(nn.Module):
         """`attention_out` collects the weights [heads, B, N (query), N (key)]."""
         batch, agents, channels, frames = features.shape
         flat = features.reshape(batch * agents, channels, frames)
-        active = functional.mish(embedding)
+        activated = functional.mish(embedding)
 
         def project(layer: nn.Conv1d, embed: nn.Linear) -> Tensor:  # -> [heads, B, N, channels per head * F]
-            if frames == 1:  # the same product, which the convolution routine is slow at
+            if frames == 1:  # the same product, for which the convolution routine is slow
                 out = functional.linear(flat[..., 0], layer.weight[..., 0], layer.bias)
             else:
                 out = layer(flat)
-            mixed = out.reshape(batch, agents, -1, frames) + embed(active)[..., None]
-            return mixed.reshape(batch, agents, self.heads, -1).permute(2, 0, 1, 3)
+            projected: Tensor = out.reshape(batch, agents, -1, frames) + embed(activated)[..., None]
+            return projected.reshape(batch, agents, self.heads, -1).permute(2, 0, 1, 3)
 
         query = project(self.query, self.query_embedding)
         key = project(self.key, self.key_embedding)
@@ -84,7 +84,7 @@ class CoordinatedVelocityAttention(nn.Module):
         weights = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]), dim=-1)
         if attention_out is not None:
             attention_out.append(weights.detach())
-        mixed = (weights @ value).permute(1, 2, 0, 3).reshape(batch, agents, channels, frames)
+        mixed: Tensor = (weights @ value).permute(1, 2, 0, 3).reshape(batch, agents, channels, frames)
         return features + gate_scale * self.gate * mixed
 
 
@@ -97,7 +97,8 @@ class ConvBlock(nn.Module):
         self.norm = nn.GroupNorm(8, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.mish(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x))
+        return functional.mish(x)
 
 
 class ResidualBlock(nn.Module):
@@ -110,8 +111,9 @@ class ResidualBlock(nn.Module):
         self.embed = nn.Linear(embedding, outputs)
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, active: Tensor) -> Tensor:
-        return self.conv_out(self.conv_in(x) + self.embed(active)[..., None]) + self.skip(x)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        out: Tensor = self.conv_out(self.conv_in(x) + self.embed(activated)[..., None]) + self.skip(x)
+        return out
 
 
 class Stage(nn.Module):
@@ -123,8 +125,9 @@ class Stage(nn.Module):
         self.second = ResidualBlock(outputs, outputs, embedding)
         self.resample = resample
 
-    def forward(self, x: Tensor, active: Tensor) -> Tensor:
-        return self.second(self.first(x, active), active)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x, activated), activated)
+        return out
 
 
 class UNetBackbone(nn.Module):
@@ -150,8 +153,8 @@ class UNetBackbone(nn.Module):
         pairs = list(itertools.pairwise(channels))
         self.down = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(pairs):
-            last = level == len(pairs) - 1
-            resample = nn.Identity() if last else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
+            is_deepest = level == len(pairs) - 1
+            resample = nn.Identity() if is_deepest else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
             self.down.append(Stage(inputs, outputs, embedding, resample))
         self.middle = Stage(channels[-1], channels[-1], embedding, nn.Identity())
         self.blocks = nn.ModuleList([CoordinatedVelocityAttention(channels[-1], embedding, heads)])
@@ -171,9 +174,10 @@ class UNetBackbone(nn.Module):
         return cast("Sequence[CoordinatedVelocityAttention]", self.blocks)
 
     def forward(
-        self, z: Tensor, known: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
+        self, z: Tensor, given_mask: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
     ) -> Tensor:
-        """z [B, F, N, O] -> [B, F, N, O]; embedding [B, N, W]. `known` is not read: the release has no such input."""
+        """z [B, F, N, O] -> [B, F, N, O]; embedding [B, N, W]. `given_mask` is not read: the release
+        has no such input."""
         batch, frames, agents, size = z.shape
         stride = 2 ** (len(self.down) - 1)
         if frames % stride:
@@ -182,22 +186,23 @@ class UNetBackbone(nn.Module):
                 f"divisible by {stride}, got {frames}"
             )
         x = z.permute(0, 2, 3, 1).reshape(batch * agents, size, frames)
-        active = functional.mish(embedding).reshape(batch * agents, -1)
+        activated = functional.mish(embedding).reshape(batch * agents, -1)
 
         def attend(block: CoordinatedVelocityAttention, features: Tensor) -> Tensor:
             split = features.reshape(batch, agents, *features.shape[1:])
-            return block(split, embedding, gate_scale, attention_out).reshape(features.shape)
+            attended: Tensor = block(split, embedding, gate_scale, attention_out)
+            return attended.reshape(features.shape)
 
         skips = []
         for stage in cast("Sequence[Stage]", self.down):
-            x = stage(x, active)
+            x = stage(x, activated)
             skips.append(x)
             x = stage.resample(x)
-        x = attend(self.attention[0], self.middle(x, active))
+        x = attend(self.attention[0], self.middle(x, activated))
         for stage, block in zip(cast("Sequence[Stage]", self.up), self.attention[1:], strict=True):
             x = torch.cat([x, attend(block, skips.pop())], dim=1)
-            x = stage.resample(stage(x, active))
-        out = self.output(self.final(x))
+            x = stage.resample(stage(x, activated))
+        out: Tensor = self.output(self.final(x))
         return out.reshape(batch, agents, size, frames).permute(0, 3, 1, 2)
 
 
@@ -217,11 +222,12 @@ class TokenBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None) -> Tensor:
         x = x + self.narrow(functional.relu(self.widen(x) + self.shift(embedding)))
-        return self.attention(x[..., None], embedding, gate_scale, attention_out)[..., 0]
+        attended: Tensor = self.attention(x[..., None], embedding, gate_scale, attention_out)
+        return attended[..., 0]
 
 
 class TokenBackbone(nn.Module):
-    """One token per agent: its window of F frames and the flags of its known frames, flattened."""
+    """One token per agent: its window of F frames and a flag for each given frame, flattened."""
 
     def __init__(
         self, observation_size: int, frames: int, width: int, blocks: int, *, embedding: int, heads: int
@@ -236,15 +242,15 @@ class TokenBackbone(nn.Module):
         return [block.attention for block in cast("Sequence[TokenBlock]", self.blocks)]
 
     def forward(
-        self, z: Tensor, known: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
+        self, z: Tensor, given_mask: Tensor, embedding: Tensor, gate_scale: float, attention_out: list[Tensor] | None
     ) -> Tensor:
-        """z [B, F, N, O], known [B, F, N] -> [B, F, N, O]; embedding [B, N, W]."""
+        """z [B, F, N, O], given_mask [B, F, N] -> [B, F, N, O]; embedding [B, N, W]."""
         batch, frames, agents, size = z.shape
-        flat = torch.cat([z, known[..., None].to(z.dtype)], dim=-1).permute(0, 2, 1, 3)
+        flat = torch.cat([z, given_mask[..., None].to(z.dtype)], dim=-1).permute(0, 2, 1, 3)
         x = self.embed(flat.reshape(batch, agents, frames * (size + 1)))
         for block in self.blocks:
             x = block(x, embedding, gate_scale, attention_out)
-        out = self.output(x)
+        out: Tensor = self.output(x)
         return out.reshape(batch, agents, frames, size).permute(0, 2, 1, 3)
 
 
@@ -271,15 +277,15 @@ class TrajectoryNetwork(nn.Module):
         z: Tensor,
         time: Tensor,
         returns: Tensor,
-        known: Tensor,
+        given_mask: Tensor,
         *,
         keep_returns: Tensor | None = None,
         gate_scale: float = 1.0,
         attention_out: list[Tensor] | None = None,
     ) -> Tensor:
-        """time [B] in [0, 1]; returns [B, N] scaled; known [B, F, N] bool; keep_returns [B, N] bool or None (all kept).
+        """time [B] in [0, 1]; returns [B, N] scaled; given_mask [B, F, N] bool; keep_returns [B, N] or [B, 1] bool.
 
-        A sample whose return is not kept sees a zero return embedding: the unconditional branch of guidance.
+        Where a return is not kept its embedding is zero: the unconditional branch of guidance. None keeps all.
         """
         if self.time_bins is None:
             label = time * LABEL_SCALE
@@ -290,7 +296,8 @@ class TrajectoryNetwork(nn.Module):
             embedded_return = embedded_return * keep_returns[..., None].to(embedded_return.dtype)
         embedded_time = self.time_embedding(label)[:, None].expand_as(embedded_return)
         embedding = torch.cat([embedded_time, embedded_return], dim=-1)
-        return self.backbone(z, known, embedding, gate_scale, attention_out)
+        out: Tensor = self.backbone(z, given_mask, embedding, gate_scale, attention_out)
+        return out
 
     def gates(self) -> Tensor:
         """The attention gates, one per block, from the bottleneck outwards (unet) or input to output (token)."""
@@ -300,18 +307,20 @@ class TrajectoryNetwork(nn.Module):
         """Sets the gates [number of blocks]."""
         blocks = list(self.backbone.attention)
         if values.shape != (len(blocks),):
-            raise ValueError(f"expected {len(blocks)} gates, got a tensor of shape {tuple(values.shape)}")
+            raise ValueError(
+                f"expected gates of shape ({len(blocks)},), got {tuple(values.shape)}; `gates()` has the shape"
+            )
         with torch.no_grad():
             for block, value in zip(blocks, values, strict=True):
                 block.gate.fill_(float(value))
 
 
 class InverseDynamics(nn.Module):
-    """Action head [M, N, A] from a frame and the next [M, N, O] each: two hidden layers, ReLU.
+    """Action head: actions or logits [..., N, A] from a frame and the next [..., N, O] each. Two hidden layers, ReLU.
 
     `per_agent`: a head of its own for each agent (the twelve decentralized MPE configurations of the release).
-    `from_difference`: reads (o, next - o) instead of (o, next); where dynamics are deterministic the difference is what
-    the action decides, and it is small against the frame.
+    `from_difference`: reads (o, next - o) instead of (o, next). The difference, which is what an action decides where
+    dynamics are deterministic, is small against the frame.
     """
 
     def __init__(
@@ -324,9 +333,10 @@ class InverseDynamics(nn.Module):
         self.second = _Heads(heads, hidden, hidden)
         self.last = _Heads(heads, hidden, outputs)
 
-    def forward(self, frame: Tensor, following: Tensor) -> Tensor:
-        x = torch.cat([frame, following - frame if self.from_difference else following], dim=-1)
-        return self.last(functional.relu(self.second(functional.relu(self.first(x)))))
+    def forward(self, frame: Tensor, next_frame: Tensor) -> Tensor:
+        x = torch.cat([frame, next_frame - frame if self.from_difference else next_frame], dim=-1)
+        out: Tensor = self.last(functional.relu(self.second(functional.relu(self.first(x)))))
+        return out
 
 
 class _Heads(nn.Module):
@@ -365,4 +375,5 @@ class PolyakAverage(Generic[M]):
             return
         averages: list[Tensor] = list(self.module.parameters())
         weights: list[Tensor] = [parameter.detach() for parameter in module.parameters()]
-        torch._foreach_lerp_(averages, weights, 1.0 if update < self.start else 1.0 - self.decay)
+        weight = 1.0 if update < self.start else 1.0 - self.decay
+        torch._foreach_lerp_(averages, weights, weight)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,4 +1,4 @@
-"""Acting with CoFlow: condition, sample a plan, read actions off its first steps."""
+"""Acting with CoFlow: sample a plan after what is observed, read actions off its first steps."""
 
 from __future__ import annotations
 
@@ -6,43 +6,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from marl_flow.coflow.config import CoFlowConfig
-from marl_flow.coflow.inputs import PlanSpace, condition, with_numbers
-from marl_flow.coflow.model import CoFlowModel
+from marl_flow.coflow.inputs import encode_observations, given_frames, plan_space, scale_returns
+from marl_flow.coflow.model import CoFlowModel, Condition
 from marl_flow.coflow.sampler import integrate
 from marl_flow.interfaces import ActingConfig, TaskSpec, UserError
 from marl_flow.normalize import Normalizers
 
 
-def scale_returns(returns: Tensor, config: CoFlowConfig, normalizers: Normalizers) -> Tensor:
-    """Raw return-to-go [..., N] as the network reads it."""
-    if config.returns_scale is not None:
-        return returns / config.returns_scale
-    return normalizers.returns.apply(returns[..., None])[..., 0]
-
-
-def frames_of(observations: Tensor, config: CoFlowConfig, spec: TaskSpec, normalizers: Normalizers) -> Tensor:
-    """Raw observations [..., N, O] as the networks read them: normalised, behind agents' numbers where asked."""
-    frames = normalizers.observations.apply(observations)
-    return with_numbers(frames, config.normalizer) if config.with_ids(spec) else frames
-
-
-def plan_space(values: Tensor, seen: Tensor, config: CoFlowConfig, normalizers: Normalizers) -> PlanSpace:
-    """Where the planned frames of windows conditioned on values [B, F, N, O], seen [B, N] are generated."""
-    if config.plan_space == "absolute":
-        return PlanSpace.absolute(values, config.history)
-    scale = normalizers.changes.tables["scale"]
-    numbers = scale.new_ones(values.shape[-1] - len(scale))  # agents' numbers, where there are any, never change
-    return PlanSpace.residual(values, seen, config.history, torch.cat([numbers, scale]))
-
-
 class FlowPolicy:
     """Receding-horizon control: plan in k steps of sampling, act on the first m planned frames, plan again.
 
-    Decision j behind a planning (j = 0 to m - 1) is the action that leads from the frame observed now to the planned
-    frame of the next step: the loop is closed on what is observed, so a drift from the plan is corrected, not repeated.
-    With j = 0 the observed frame is the plan's own current frame, which conditioning holds fixed through sampling. The
-    plan's noise is drawn with it: with another m, plans behind the first get other draws.
+    Decision j of a plan (j = 0 to m - 1) is the action that leads from the frame observed now to the planned frame of
+    the next step: the loop is closed on what is observed, so a drift from the plan is corrected, not repeated. With
+    j = 0 the observed frame is the plan's own current frame, which stays fixed while sampling. Each plan draws its own
+    noise: with another m, all plans but the first get other draws.
 
     Settable from outside, for coordination probes: `gate_scale` in [0, 1]; `record_attention`, which keeps each
     plan's attention weights in `attention`, a list over network passes and blocks of [heads, rows, N, N].
@@ -53,7 +30,7 @@ class FlowPolicy:
         if not 1 <= acting.actions_per_plan <= model.config.horizon:
             raise UserError(
                 f"actions-per-plan: expected 1 to {model.config.horizon}, the horizon this run plans, got "
-                f"{acting.actions_per_plan}; ask for fewer, or train with a longer horizon"
+                f"{acting.actions_per_plan}; choose fewer, or train with a longer horizon"
             )
         self.model, self.config = model, model.config
         self.spec, self.normalizers, self.acting = spec, normalizers, acting
@@ -70,41 +47,46 @@ class FlowPolicy:
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         self.num_envs, self.generator = num_envs, generator
-        self.frames: Tensor | None = None
-        self.planned: Tensor | None = None
-        self.ahead = 0
+        self.recent_frames: Tensor | None = None  # [E, C + 1, N, O]
+        self.current_plan: Tensor | None = None  # [E, F, N, O]
+        self.decisions = 0  # made with the current plan
         self.returns = torch.full((num_envs, self.spec.num_agents), self.target_return, device=self.device)
 
     @torch.no_grad()
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
         """Actions [E, N, A] or choices [E, N] for observations [E, N, O]."""
-        now = self.config.history
-        frame = frames_of(observations.to(self.device, torch.float32), self.config, self.spec, self.normalizers)
-        if self.frames is None:  # before the start the first frame repeats, as in training windows
-            self.frames = frame[:, None].expand(-1, now + 1, -1, -1)
+        history = self.config.history
+        observations_here = observations.to(self.device, torch.float32)
+        frame = encode_observations(observations_here, self.config, self.spec, self.normalizers)
+        if self.recent_frames is None:  # before the start the first frame repeats, as in training windows
+            self.recent_frames = frame[:, None].expand(-1, history + 1, -1, -1)
         else:
-            self.frames = torch.cat([self.frames[:, 1:], frame[:, None]], dim=1)
+            self.recent_frames = torch.cat([self.recent_frames[:, 1:], frame[:, None]], dim=1)
             if self.config.updates_return(self.spec):
                 self.returns = (self.returns - rewards.to(self.returns)) / self.config.discount
-        if self.planned is None or self.ahead == self.acting.actions_per_plan:
-            self.planned, self.ahead = self.plan(self.frames), 0
-        self.ahead += 1
-        output = self.model.inverse(frame, self.planned[:, now + self.ahead])
-        return self._decide(output, action_mask).to(observations.device)
+        if self.current_plan is None or self.decisions == self.acting.actions_per_plan:
+            self.current_plan, self.decisions = self.plan(self.recent_frames), 0
+        self.decisions += 1
+        output = self.model.inverse(frame, self.current_plan[:, history + self.decisions])
+        return self._actions(output, action_mask).to(observations.device)
 
     def plan(self, frames: Tensor) -> Tensor:
-        """Window [E, F, N, O] planned after frames [E, C + 1, N, O], normalised; decentralized: own parts."""
+        """Window [E, F, N, O] planned after recent frames [E, C + 1, N, O].
+
+        Decentralized: every agent plans the whole team from its own frames, and its own frames of that plan are kept.
+        """
         config = self.config
         rows, _, agents, size = frames.shape
         window = functional.pad(frames, (0, 0, 0, 0, 0, config.horizon))
         returns = scale_returns(self.returns, config, self.normalizers)
-        seen = torch.ones(rows, agents, dtype=torch.bool, device=frames.device)
+        visible = torch.ones(rows, agents, dtype=torch.bool, device=frames.device)
         decentralized = self.acting.execution == "decentralized"
-        if decentralized:  # row e * N + i: what agent i of episode e sees
+        if decentralized:  # row e * N + i: what agent i of episode e knows
             window = window.repeat_interleave(agents, dim=0)
-            returns = returns.reshape(-1, 1).expand(-1, agents)  # it knows its own rewards only
-            seen = torch.eye(agents, dtype=torch.bool, device=frames.device).repeat(rows, 1)
-        known, values = condition(window, config.history, seen)
+            returns = returns.reshape(-1, 1).expand(-1, agents)  # its own rewards only
+            visible = torch.eye(agents, dtype=torch.bool, device=frames.device).repeat(rows, 1)
+        given_mask, given_values = given_frames(window, config.history, visible)
+        condition = Condition(given_mask, returns)
         noise = torch.randn(window.shape, generator=self.generator, device=self.generator.device).to(window)
         attention = self.attention if self.record_attention else None
         if attention is not None:
@@ -115,22 +97,22 @@ class FlowPolicy:
                 z,
                 t,
                 t,
-                returns,
-                known,
+                condition,
                 guidance=config.guidance_weight,
                 gate_scale=self.gate_scale,
                 attention_out=attention,
             )
 
-        plans = integrate(velocity, noise, self.num_steps, known[..., None], values)
-        plans = plan_space(values, seen, config, self.normalizers).decode(plans)
+        plans = integrate(velocity, noise, self.num_steps, given_mask[..., None], given_values)
+        plans = plan_space(given_values, visible, config, self.normalizers).decode(plans)
         if not decentralized:
             return plans
         own = torch.arange(agents, device=frames.device)
         plans = plans.reshape(rows, agents, config.frames, agents, size)
         return plans[:, own, :, own].permute(1, 2, 0, 3)  # indexing two axes moves the agent first
 
-    def _decide(self, output: Tensor, action_mask: Tensor | None) -> Tensor:
+    def _actions(self, output: Tensor, action_mask: Tensor | None) -> Tensor:
+        """Actions [E, N, A] or choices [E, N] from the inverse dynamics' output [E, N, A]."""
         spec = self.spec
         if spec.action.is_discrete:
             if action_mask is not None:

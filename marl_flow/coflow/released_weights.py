@@ -54,31 +54,31 @@ def convert(state: Mapping[str, Tensor], num_attention: int) -> dict[str, Tensor
         if (block := re.match(r"^model\.self_attn\.(\d+)\.", key)) and int(block.group(1)) >= num_attention:
             continue
         if head := re.match(r"^inv_model\.(?:(\d+)\.)?([024])\.(weight|bias)$", key):
-            agent, layer, part = head.groups()
-            heads.setdefault(f"inverse.{_INVERSE_LAYER[layer]}.{part}", {})[int(agent or 0)] = value
+            agent, layer, parameter = head.groups()
+            heads.setdefault(f"inverse.{_INVERSE_LAYER[layer]}.{parameter}", {})[int(agent or 0)] = value
             continue
         name = key
         for pattern, replacement in _RENAMES:
             name = re.sub(pattern, replacement, name)
         converted[name] = value
-    return converted | {name: torch.stack([own[i] for i in sorted(own)]) for name, own in heads.items()}
+    return converted | {name: torch.stack([agents[i] for i in sorted(agents)]) for name, agents in heads.items()}
 
 
 def load(model: CoFlowModel, state: Mapping[str, Tensor]) -> None:
     """Loads a reference state dict into a `release`-shaped model, strictly."""
     converted = convert(state, len(model.network.gates()))
-    wanted = model.state_dict()
-    missing = sorted(wanted.keys() - converted.keys())
-    unknown = sorted(converted.keys() - wanted.keys())
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - converted.keys())
+    unknown = sorted(converted.keys() - expected.keys())
     shapes = [
-        f"{name}: {tuple(converted[name].shape)} for {tuple(value.shape)}"
-        for name, value in wanted.items()
+        f"{name}: {tuple(converted[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
         if name in converted and converted[name].shape != value.shape
     ]
     if missing or unknown or shapes:
         raise UserError(
             "the published weights do not fit this model; "
-            f"missing {missing[:4]}, unknown {unknown[:4]}, other shapes {shapes[:4]}. Expected a checkpoint of the "
+            f"missing {missing[:4]}, unknown {unknown[:4]}, wrong shapes {shapes[:4]}. Use a checkpoint of the "
             "`release` preset with the same observation size, width, unet_multipliers and inverse_per_agent"
         )
     model.load_state_dict(converted)

@@ -22,7 +22,7 @@ from marl_flow.datasets import catalog, native, specs
 from marl_flow.datasets.replay import passport
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
-from marl_flow.datasets.windows import WindowSampler
+from marl_flow.datasets.windows import WindowSampler, return_percentiles
 from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
 from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError, VectorEnv
 from marl_flow.normalize import Normalizers
@@ -54,10 +54,10 @@ def build_dataset(
         environment(_against(identity.task_id, prey), 1)
     folder = catalog.folder_of(name)
     if folder.exists() and not force:
-        raise AlreadyThere(f"{name} is in {folder} already; build it anew with --force")
+        raise AlreadyThere(f"{name} is in {folder} already; build it again with --force")
     if folder.exists():
         refuse_foreign(folder)
-    place = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
+    new_folder = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
     with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
@@ -67,13 +67,13 @@ def build_dataset(
         def make_env(task_id: str, num_envs: int, device: torch.device) -> VectorEnv:
             return environment(_against(task_id, prey), num_envs, device)
 
-        native.build(name, place, make_env, episodes=episodes, seeds=seeds, progress=show)
-    if place != folder:
+        native.build(name, new_folder, make_env, episodes=episodes, seeds=seeds, progress=show)
+    if new_folder != folder:
         try:
-            replace_store(folder, place)
+            replace_store(folder, new_folder)
         except UserError:
-            if place.exists():
-                remove_store(place)
+            if new_folder.exists():
+                remove_store(new_folder)
             raise
     return _stamped(datasets.load(name), folder)
 
@@ -86,12 +86,12 @@ def fetch_datasets(
     passed over, and said to be. Archives are deleted at the end, once for all datasets they hold."""
     from tqdm import tqdm
 
-    from marl_flow.datasets.remote import dataset
+    from marl_flow.datasets.remote import fetch
     from marl_flow.datasets.remote.download import Progress
 
     wanted = []
     for name in dict.fromkeys(str(catalog.find(name).dataset_id) for name in names):
-        chosen = dataset.plan(name, source=source)
+        chosen = fetch.plan(name, source=source)
         if (folder := catalog.folder_of(name)).exists():
             log.info("%s is in %s already", name, folder)
             continue
@@ -110,11 +110,12 @@ def fetch_datasets(
 
     stores, fetched = [], []
     for name in wanted:
-        with dataset.fetch_dataset(name, source=source, progress=bar) as found:
-            fetched.append(found)
-            here = prey or _prey_beside(catalog.parse(name).task_id, found.unpacked)
-            stores.append(import_dataset(found.file.layout, found.source, name, prey=here, provenance=found.provenance))
-    dataset.clean_up(fetched, keep_archive=keep_archive)
+        with fetch.fetch_dataset(name, source=source, progress=bar) as dataset:
+            fetched.append(dataset)
+            opponent = prey or _prey_beside(catalog.parse(name).task_id, dataset.unpacked)
+            layout, folder, provenance = dataset.file.layout, dataset.source, dataset.provenance
+            stores.append(import_dataset(layout, folder, name, prey=opponent, provenance=provenance))
+    fetch.clean_up(fetched, keep_archive=keep_archive)
     return stores
 
 
@@ -122,10 +123,10 @@ def _prey_beside(task_id: str, unpacked: Path) -> str | None:
     """Name of the prey that an archive of tag or world carries, once it is kept; None where it carries none."""
     if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
         return None
-    found = sorted(unpacked.rglob(opponents.PUBLISHED_FILE))
-    if len(found) > 1:
-        raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(found)}")
-    return opponents.add(task_id, found[0]).name if found else None
+    files = sorted(unpacked.rglob(opponents.PUBLISHED_FILE))
+    if len(files) > 1:
+        raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(files)}")
+    return opponents.add(task_id, files[0]).name if files else None
 
 
 def import_dataset(
@@ -151,7 +152,7 @@ def import_dataset(
     if record is not None:
         spec: TaskSpec | None = record.spec
         _check_record(name, record.spec.task_id, record.origin, prey)
-        if task_id in envs.TASKS:  # a prey that is not here is asked for before anything is written
+        if task_id in envs.TASKS:  # a prey that is not here is refused before anything is written
             opponents.opponent(task_id, record.spec.opponent)
     elif layout in formats.CARRY_SPEC and task_id not in specs.TASKS:
         spec = None  # implied by the files
@@ -176,10 +177,12 @@ def _check_record(name: str, task_id: str, exported_from: Mapping[str, Any], pre
     publication they do not come from."""
     identity, former = catalog.parse(name), str(exported_from.get("dataset_id"))
     if task_id != identity.task_id:
-        raise UserError(f"the files hold data of {task_id}, asked for {name}; import them as user/{task_id}/NAME-v1")
+        raise UserError(
+            f"the files hold data of {task_id}, not of {identity.task_id}; import them as user/{task_id}/NAME-v1"
+        )
     if identity.origin != "user" and not former.startswith(f"{identity.origin}/"):
         raise UserError(
-            f"the files were exported from {former}, asked for {name}: data of one origin never stand in for another's "
+            f"the files were exported from {former}, not from {name}: data of one origin never stand in for another's "
             f"data; import them as user/{task_id}/NAME-v1"
         )
     if prey is not None:
@@ -216,8 +219,8 @@ def open_dataset(dataset_id: str) -> EpisodeStore:
 
 
 def verify_dataset(folder: Path, dataset_id: str, steps: int | None = None) -> dict[str, Any]:
-    """The passport of the dataset of this id in a folder, written anew after every check, that many steps (None: all)
-    played again where the task's environment is here; a fault or a misfit is a UserError."""
+    """The passport of the dataset of this id in a folder, written again after every check, that many steps (None: all)
+    played again where the task's environment is here; a fault, or steps that give something else, are a UserError."""
     spec = open_store(folder, verify=False, dataset_id=dataset_id).spec
     return passport.verify(folder, replayed_in if _can_replay(spec) else None, steps)
 
@@ -231,8 +234,8 @@ def _stamped(store: EpisodeStore, folder: Path) -> EpisodeStore:
     return store
 
 
-def refuse_misfit(store: EpisodeStore) -> None:
-    """Raises a UserError where a sample of the store's steps, played again, comes out unlike what is stored.
+def require_replay(store: EpisodeStore) -> None:
+    """Raises a UserError where a sample of the store's steps, played again, gives something else than what is stored.
 
     A task whose environment is not here, or cannot begin in the middle of an episode, leaves a warning.
     """
@@ -271,11 +274,12 @@ def _against(task_id: str, prey: str | None) -> TaskSpec:
 def training_data(store: EpisodeStore) -> TrainingData:
     """A store as training sees it; one that does not fit its environment is refused."""
     assert store.digest is not None, "only a store on disk identifies what a run was trained on"
-    refuse_misfit(store)
+    require_replay(store)
     return TrainingData(
         dataset_id=store.dataset_id,
         digest=store.digest,
         spec=store.spec,
         fit_normalizers=lambda kind, discount: Normalizers.fit(kind, store, discount=discount),
+        return_percentiles=lambda discount: return_percentiles(store, discount),
         make_sampler=lambda window, device: WindowSampler(store, window, device),
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from marl_flow.config import nearest
 from marl_flow.datasets import catalog, native
-from marl_flow.datasets.remote import dataset
+from marl_flow.datasets.remote import fetch
 from marl_flow.datasets.store import open_store
 from marl_flow.interfaces import UserError
 
@@ -22,7 +22,7 @@ _HOW = {
     "native": "built here",
     "omar": "published by OMAR",
     "ogmarl": "published by OG-MARL",
-    "user": "imported by users",
+    "user": "of your own",
 }
 
 
@@ -45,17 +45,17 @@ class Row:
 
 def table(*, origin: str | None = None, suite: str | None = None, root: Path | None = None) -> str:
     """All datasets, grouped by suite and origin; only those of one origin or suite where that is given."""
-    found = rows(origin=origin, suite=suite, root=root)
-    names = max([len("dataset"), *(len(str(row.dataset_id)) for row in found)])
+    shown = rows(origin=origin, suite=suite, root=root)
+    names = max([len("dataset"), *(len(str(row.dataset_id)) for row in shown)])
     lines = [_line(names, "dataset", "comes from", "state", ("episodes", "MB", "mean", "published", "diff"))]
-    for (group_suite, group_origin), group in groupby(found, lambda row: (row.dataset_id.suite, row.dataset_id.origin)):
+    for (group_suite, group_origin), group in groupby(shown, lambda row: (row.dataset_id.suite, row.dataset_id.origin)):
         lines += [f"{group_suite}, {_HOW[group_origin]}", *_rendered(group, names)]
-    if not found:
+    if not shown:
         lines += ["  none"]
-    place = catalog.data_root() if root is None else root
+    data_root = catalog.data_root() if root is None else root
     advice = (
-        f"in {place}; build one with `marl-flow data build DATASET`, download one with `marl-flow data fetch DATASET`, "
-        "bring your own with `marl-flow data import`"
+        f"in {data_root}; build one with `marl-flow data build DATASET`, download one with `marl-flow data fetch "
+        "DATASET`, bring your own with `marl-flow data import`"
     )
     return "\n".join([*lines, *_wrapped(advice, "")])
 
@@ -90,7 +90,7 @@ def _row(name: catalog.DatasetId, root: Path | None) -> Row:
             episodes, mean = store.num_episodes, float(store.team_returns().mean())
     return Row(
         dataset_id=name,
-        comes_from=_comes_from(name, root, here=folder.exists()),
+        comes_from=_comes_from(name, root, is_here=folder.exists()),
         state=state,
         note=note,
         episodes=episodes,
@@ -100,18 +100,18 @@ def _row(name: catalog.DatasetId, root: Path | None) -> Row:
     )
 
 
-def _comes_from(name: catalog.DatasetId, root: Path | None, *, here: bool) -> str:
+def _comes_from(name: catalog.DatasetId, root: Path | None, *, is_here: bool) -> str:
     """How the dataset gets, or got, here, in a few words."""
     if name.origin == "native":
         return "built here"
     if name.origin == "user":
         return "user"
-    plan = dataset.plan(str(name), root=root)
-    if plan.step in ("nothing", "unpack") and not here:
+    plan = fetch.plan(str(name), root=root)
+    if plan.step in ("nothing", "unpack") and not is_here:
         return "fetched, to import"
-    if not plan.file.urls:
+    if not plan.file.url:
         return "download by hand"
-    return f"download {plan.file.size}" + (", begun" if plan.bytes_here and not here else "")
+    return f"download {plan.file.size}" + (", started" if plan.bytes_here and not is_here else "")
 
 
 def _bytes_in(folder: Path) -> int:

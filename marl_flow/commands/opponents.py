@@ -7,7 +7,6 @@ and an evaluation that name it use the same weights or none.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from marl_flow import envs
 from marl_flow.datasets import catalog
 from marl_flow.envs.mpe.prey import NATIVE, FleeingPrey, NetworkPrey
 from marl_flow.envs.mpe.scenarios import find_scenario
+from marl_flow.files import atomic_file
 from marl_flow.interfaces import Policy, TaskSpec, UserError, VectorEnv
 
 PUBLISHED_FILE = "pretrained_adv_model.pt"
@@ -70,7 +70,6 @@ def add(task_id: str, source: Path) -> NetworkPrey:
     env.step(torch.zeros(1, env.spec.num_agents, env.spec.action.size))  # weights of another task are refused here
     path = file_of(task_id, prey.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    torch.save({"agent_params": [{"policy": prey.weights}]}, unfinished)
-    unfinished.replace(path)
+    with atomic_file(path) as file:
+        torch.save({"agent_params": [{"policy": prey.weights}]}, file)
     return prey

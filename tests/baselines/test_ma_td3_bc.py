@@ -276,7 +276,7 @@ def test_discrete_tasks_and_impossible_requests_are_refused() -> None:
     """Catches a continuous critic fed with choices, and step counts pretended to matter."""
     discrete = spec(action=ActionSpec(kind="discrete", size=4))
     normalizers = untouched()
-    with pytest.raises(UserError, match="needs continuous actions, but test/td has 4 discrete choices"):
+    with pytest.raises(UserError, match="needs continuous actions, but test/td has discrete ones"):
         MATD3BC.build(TD3BCConfig(), discrete, normalizers, device=CPU, generator=noise())
     for acting in (
         ActingConfig(execution="centralized"),

@@ -87,7 +87,7 @@ def test_user_datasets_are_known_without_being_listed(tmp_path: Path) -> None:
 
 
 def test_data_root_follows_the_environment(tmp_path: Path, monkeypatch) -> None:
-    """Catches writing to the home folder although another place was asked for."""
+    """Catches writing to the home folder although another place was given."""
     monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path))
     inside = tmp_path / "native" / "mpe" / "simple_spread" / "expert-v1"
     assert catalog.folder_of("mpe/simple_spread/expert") == inside

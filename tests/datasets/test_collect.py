@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from marl_flow import seeding
-from marl_flow.datasets.collect import collect, rollout
+from marl_flow.datasets.collect import collect, collect_batch
 
 
 class Scripted:
@@ -26,7 +26,7 @@ class Scripted:
 
 def test_episodes_end_where_the_environment_says(counting_env) -> None:
     """Catches frozen rows stored as steps, a lost final frame, and time limits stored as termination."""
-    store = rollout(counting_env(4), Scripted(), [3, 4, 5, 7], torch.Generator(), dataset_id="x")
+    store = collect_batch(counting_env(4), Scripted(), [3, 4, 5, 7], torch.Generator(), dataset_id="x")
     assert store.lengths.tolist() == [2, 3, 4, 3]
     assert store.terminated.tolist() == [True, False, True, True]
     np.testing.assert_array_equal(store.observations[:, 0, 0], [3] * 3 + [4] * 4 + [5] * 5 + [7] * 4)
@@ -36,7 +36,7 @@ def test_episodes_end_where_the_environment_says(counting_env) -> None:
 def test_actions_meet_their_rewards(counting_env) -> None:
     """Catches rewards or actions shifted by a step, and rows of one episode under another."""
     policy = Scripted()
-    store = rollout(counting_env(3), policy, [3, 4, 5], torch.Generator(), dataset_id="x")
+    store = collect_batch(counting_env(3), policy, [3, 4, 5], torch.Generator(), dataset_id="x")
     np.testing.assert_array_equal(store.actions[:, 1, 0] * 8, [1, 2, 1, 2, 3, 1, 2, 3, 4])
     np.testing.assert_array_equal(store.actions[:, 1, 1] * 8, [0, 0, 1, 1, 1, 2, 2, 2, 2])
     np.testing.assert_array_equal(store.rewards[:, 1], store.actions[:, 1, 0])

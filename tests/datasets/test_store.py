@@ -162,7 +162,7 @@ def test_digest_ignores_where_data_were_made(tmp_path: Path, make_store, monkeyp
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path, make_store) -> None:
     """Catches a second build that destroys the first."""
     first = write_store(tmp_path / "data", make_store([2, 3]))
-    with pytest.raises(UserError, match=r"already there.*--force"):
+    with pytest.raises(UserError, match=r"already exists.*--force"):
         write_store(tmp_path / "data", make_store([4]))
     assert open_store(tmp_path / "data").digest == first.digest
 
@@ -336,15 +336,15 @@ def nan_in(name: str):
 
 
 DAMAGES = {
-    "missing array": (lambda f: (f / "rewards.npy").unlink(), "rewards: expected the file rewards.npy, found none"),
+    "missing array": (lambda f: (f / "rewards.npy").unlink(), "rewards.npy: expected a file, found none"),
     "truncated array": (
         lambda f: os.truncate(f / "observations.npy", (f / "observations.npy").stat().st_size - 8),
-        "observations: expected 296 bytes in observations.npy, found 288",
+        r"observations.npy: expected 296 bytes for float32 \[7, 2, 3\], found 288",
     ),
-    "empty file": (lambda f: os.truncate(f / "actions.npy", 0), "actions: expected a readable .npy file"),
+    "empty file": (lambda f: os.truncate(f / "actions.npy", 0), "actions.npy: expected a readable .npy file"),
     "grown array": (
         lambda f: (f / "rewards.npy").write_bytes((f / "rewards.npy").read_bytes() + b"\0" * 4),
-        "rewards: expected 168 bytes in rewards.npy, found 172",
+        r"rewards.npy: expected 168 bytes for float32 \[5, 2\], found 172",
     ),
     "another dtype": (
         lambda f: rewrite(f, "rewards", np.zeros((5, 2)), consistent=False),
@@ -364,7 +364,7 @@ DAMAGES = {
     ),
     "python objects": (
         lambda f: rewrite(f, "rewards", np.array([[None, None]] * 5), consistent=True),
-        r"rewards: expected object \[5, 2\], found object",
+        "rewards.npy: expected plain numbers, found object",
     ),
     "flipped bit": (lambda f: flip(f / "actions.npy", 140), "actions: expected sha256 .*, found"),
     "not finite": (nan_in("observations"), r"observations: expected finite numbers, found inf at \[1, 1, 0\]"),

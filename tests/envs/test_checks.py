@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl_flow.envs.checks import ContractError, check_vector_env
-from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep, UserError
+from marl_flow.envs.checks import check_vector_env
+from marl_flow.interfaces import ActionSpec, ContractError, TaskSpec, TimeStep, UserError
 from marl_flow.seeding import row_uniform
 
 BOX = ActionSpec(kind="continuous", size=2, low=(-1.0, -2.0), high=(1.0, 2.0))

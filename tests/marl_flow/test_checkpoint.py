@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from marl_flow import baselines, checkpoint
-from marl_flow.checkpoint import Checkpoint, Header, pack_optimizer, unpack_optimizer
+from marl_flow.checkpoint import Checkpoint, Header
 from marl_flow.interfaces import UserError
+from marl_flow.module_state import pack_optimizer, unpack_optimizer
 from marl_flow.run_folder import RunRecord
 
 RUN = RunRecord(
@@ -171,7 +172,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 def test_half_written_files_are_never_candidates(tmp_path: Path) -> None:
     """Catches a temporary name that the search for the newest checkpoint also matches."""
     good = checkpoint.save(tmp_path, example(5), keep=2)
-    for name in ("update_00000009.safetensors.writing", "update_9.safetensors", "notes.txt"):
+    for name in ("update_00000009.safetensors.writing-0a1b2c3d", "update_9.safetensors", "notes.txt"):
         (good.parent / name).write_bytes(good.read_bytes())
     assert checkpoint.latest(tmp_path) == good
     assert checkpoint.latest(tmp_path / "nowhere") is None

@@ -198,7 +198,7 @@ def test_blocks_are_those_of_the_protocol() -> None:
     for number, block in enumerate((seeds[:128], seeds[128:])):
         policy = KnownPolicy(K[0], 1.0, False)
         policy.reset(len(block), seeding.generator(0, "acting", number))
-        (expected,) = evaluation.play_together(KnownEnv(len(block)), [(policy, block)])
+        (expected,) = evaluation.rollout_together(KnownEnv(len(block)), [(policy, block)])
         assert torch.equal(played.agent_returns[list(block)], expected.agent_returns)
 
 

@@ -85,7 +85,7 @@ def test_a_source_that_is_not_there_is_one_message(layouts, tmp_path: Path, layo
 def test_an_import_overwrites_nothing_and_reads_nothing_then(layouts, tmp_path: Path) -> None:
     """Catches gigabytes hashed before the place is found taken."""
     (tmp_path / "data").mkdir()
-    with pytest.raises(AlreadyThere, match="already there"):
+    with pytest.raises(AlreadyThere, match="already exists"):
         import_dataset(
             "omar", tmp_path / "nowhere", tmp_path / "data", dataset_id="x", spec=layouts.small_task(), provenance={}
         )
@@ -128,7 +128,7 @@ def test_an_export_is_whole_or_absent(layouts, tmp_path: Path, monkeypatch, layo
     pytest.importorskip("minari")
     store, target = layouts.random_store(layouts.small_task(), [3, 2]), tmp_path / "out-v0"
     target.write_text("years of work")
-    with pytest.raises(UserError, match="free place to export to"):
+    with pytest.raises(UserError, match="already exists; remove it or choose another path to export to"):
         export_dataset(layout, store, target)
     assert target.read_text() == "years of work"
     target.unlink()

@@ -197,7 +197,7 @@ def test_an_export_of_another_task_is_refused(layouts, read, tmp_path: Path) -> 
     """Catches data of one map read as another of the same sizes."""
     spec = small(layouts, "smac")
     export_dataset("madiff", layouts.random_store(spec, [5, 2]), tmp_path / "out")
-    with pytest.raises(UserError, match=r"task.json: expected data of the task asked for.*'max_steps': 9"):
+    with pytest.raises(UserError, match=r"task.json: expected data of the requested task.*'max_steps': 9"):
         read(
             "madiff",
             tmp_path / "out",

@@ -13,7 +13,7 @@ import torch
 
 from marl_flow import envs
 from marl_flow.commands import data
-from marl_flow.commands.robots import PAID_ALIKE, shared_robot
+from marl_flow.commands.robots import SAME_REWARDS, shared_robot
 from marl_flow.datasets.formats import import_dataset
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore
@@ -146,7 +146,7 @@ def test_a_name_is_enough_to_share_a_robot(tmp_path: Path, monkeypatch: pytest.M
     source = write_d4rl(tmp_path / "one.hdf5", record("HalfCheetah-v4", 1000))
     store = data.import_dataset("d4rl", source, "user/mamujoco/2halfcheetah/mine-v1")
     assert store.spec == envs.spec("mamujoco/2halfcheetah") and "one robot" in store.provenance["made_from"]
-    data.refuse_misfit(store)
+    data.require_replay(store)
 
 
 def test_a_robots_data_that_do_not_fit_are_refused(recorded, tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_a_robots_data_that_do_not_fit_are_refused(recorded, tmp_path: Path) -> 
 
 
 def test_the_robots_named_are_the_tasks_robots() -> None:
-    """Catches a task whose robot pays differently under a name in the table."""
+    """Catches a task with other rewards under a name in the table."""
     for task_id, robot in ROBOTS.items():
         shared = shared_robot(task_id)
         assert shared is not None and robot in shared.recorded_as and shared.task == envs.spec(task_id)
-    assert shared_robot("mpe/simple_spread") is None and "Ant-v5" not in PAID_ALIKE[True]
+    assert shared_robot("mpe/simple_spread") is None and "Ant-v5" not in SAME_REWARDS[True]

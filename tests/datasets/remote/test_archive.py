@@ -88,7 +88,7 @@ def test_paths_that_are_not_plain_are_refused(kind: str, name: str, tmp_path: Pa
     """Catches writing outside the folder, and names that other systems read as a path or a terminal as commands."""
     refused(
         make(tmp_path / kind, {"good": b"1", name: b"2"}),
-        "expected plain files and folders under relative paths, found",
+        "expected plain, unencrypted files and folders under relative paths, found",
     )
 
 
@@ -101,7 +101,8 @@ def test_links_and_devices_in_tar_archives_are_refused(tmp_path: Path) -> None:
             info.type, info.linkname = kind, str(tmp_path.parent)
 
         refused(
-            make_tar(tmp_path / "a.tar", {"link": b""}, change), "'link', a link, device or sparse file|whole archive"
+            make_tar(tmp_path / "a.tar", {"link": b""}, change),
+            "folders under relative paths, found 'link'|whole archive",
         )
 
 
@@ -111,7 +112,7 @@ def test_links_in_zip_archives_are_refused(tmp_path: Path) -> None:
     def change(info: zipfile.ZipInfo) -> None:
         info.external_attr = 0o120777 << 16
 
-    refused(make_zip(tmp_path / "a.zip", {"link": b"/etc"}, change), "'link', a link or device")
+    refused(make_zip(tmp_path / "a.zip", {"link": b"/etc"}, change), "folders under relative paths, found 'link'")
 
 
 def test_encrypted_entries_are_refused(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_encrypted_entries_are_refused(tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[content.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(content)
-    refused(archive, "'secret', encrypted")
+    refused(archive, "expected plain, unencrypted files .* found 'secret'")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -142,7 +143,7 @@ def test_two_entries_for_one_path_are_refused(kind: str, names: tuple[str, str],
                 info = tarfile.TarInfo(name)
                 info.size = 1
                 tar.addfile(info, io.BytesIO(b"1"))
-    refused(archive, "once more")
+    refused(archive, "expected one entry for each path, found")
 
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz", "a.tar.xz"])
@@ -220,7 +221,7 @@ def test_an_occupied_place_is_left_alone(tmp_path: Path) -> None:
     """Catches unpacking over what is there."""
     archive = make_zip(tmp_path / "a.zip", GOOD)
     (tmp_path / "target").mkdir()
-    refused(archive, "expected a free place to unpack a.zip to, found .*target")
+    refused(archive, r"cannot unpack a\.zip: .*target already exists; remove it")
 
 
 def test_a_disk_without_room_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,190 +1,57 @@
-"""Fetching one published file from servers that drop, lie, change their mind, stall and redirect; and from a user."""
+"""From a dataset id to the folder that its importer reads, with files from a server and files from a user."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
+import dataclasses
 import http.server
-import io
 import json
-import os
-import re
-import shutil
-import signal
-import socket
-import struct
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from marl_flow.datasets.remote import download
-from marl_flow.datasets.remote.download import AddressFailed, Patience
-from marl_flow.datasets.remote.fetch import fetch, hold
-from marl_flow.datasets.remote.sources import RemoteFile
+from marl_flow.datasets import catalog
+from marl_flow.datasets.remote import fetch, sources
+from marl_flow.datasets.remote.download import RetryPolicy
 from marl_flow.interfaces import UserError
 
-STAMP = "Mon, 08 Jul 2024 10:00:00 GMT"
+TAG = "omar/mpe/simple_tag/medium-replay-v1"
+ANT = "ogmarl/mamujoco/4ant/poor-v1"
 
 
-def archive(seed: int, size: int = 200_000) -> bytes:
-    """A zip file of random bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("simple_spread.vlt/Expert/metadata.json", "{}")
-        file.writestr("simple_spread.vlt/Expert/d/0", np.random.default_rng(seed).bytes(size))
-    return buffer.getvalue()
+def vault(path: Path) -> Path:
+    """A zip file laid out as OG-MARL's: two qualities, and what macOS adds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for quality in ("Expert", "Medium-Replay", "Medium"):
+            archive.writestr(f"simple_tag.vlt/{quality}/metadata.json", json.dumps({"quality": quality}))
+            archive.writestr(f"simple_tag.vlt/{quality}/d/0a", b"x")
+        archive.writestr("__MACOSX/simple_tag.vlt/Medium-Replay/._metadata.json", b"")
+    return path
 
 
-BODY, OTHER = archive(0), archive(1)
-SHA = hashlib.sha256(BODY).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Hands each request to the site's next answer; counts body bytes."""
-
-    server: Site
-
-    def do_GET(self) -> None:
-        site = self.server
-        site.requests.append({"path": self.path, **{name.lower(): value for name, value in self.headers.items()}})
-        answer = site.answers.pop(0) if site.answers else honest()
-        answer(self)
-
+class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def head(self, status: int, **headers: str | int) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.close_connection = True
-
-    def body(self, data: bytes, *, piece: int = 1 << 14, pause: float = 0.0, reset: bool = False) -> None:
-        for start in range(0, len(data), piece):
-            count = len(data[start : start + piece])
-            self.server.served += count  # before the client, who may look at once, has it
-            try:
-                self.wfile.write(data[start : start + piece])
-            except OSError:
-                self.server.served -= count
-                raise
-            if pause:
-                self.wfile.flush()
-                time.sleep(pause)
-        if reset:
-            self.wfile.flush()
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-Answer = Callable[[Handler], None]
-
-
-class Site(http.server.ThreadingHTTPServer):
-    """A real server on this machine: answers in turn, honest ones when none are left."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[Answer] = []
-        self.requests: list[dict[str, str]] = []
-        self.served = 0
-        self.content, self.etag = BODY, '"v1"'
-
-    def handle_error(self, *_: object) -> None:
-        """A client that goes away is what these tests are about."""
-
-    def url(self, path: str = "file.zip") -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-    def ranges(self) -> list[str | None]:
-        return [request.get("range") for request in self.requests]
-
-
-def honest(
-    *,
-    cut: int | None = None,
-    with_ranges: bool = True,
-    if_range: bool = True,
-    validators: bool = True,
-    pause: float = 0.0,
-    reset: bool = False,
-    corrupt_at: int | None = None,
-    **claims: str | int,
-) -> Answer:
-    """Range and If-Range as they should be; `cut` sends so many bytes of the body only, `claims` replace headers."""
-
-    def answer(handler: Handler) -> None:
-        site = handler.server
-        content, asked = site.content, handler.headers.get("Range")
-        if corrupt_at is not None:
-            content = content[:corrupt_at] + bytes([content[corrupt_at] ^ 255]) + content[corrupt_at + 1 :]
-        condition = handler.headers.get("If-Range")
-        headers: dict[str, str | int] = {"ETag": site.etag, "Last-Modified": STAMP} if validators else {}
-        start = 0
-        if asked and with_ranges and (not if_range or condition in (None, site.etag, STAMP)):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                return handler.head(416, **{"Content-Range": f"bytes */{len(content)}", "Content-Length": 0})
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        headers |= {"Content-Type": "application/zip", "Content-Length": len(content) - start}
-        handler.head(206 if "Content-Range" in headers else 200, **(headers | claims))
-        handler.body(content[start:][:cut], pause=pause, reset=reset)
-        return None
-
-    return answer
-
-
-def status(code: int, **headers: str | int) -> Answer:
-    return lambda handler: handler.head(code, **({"Content-Length": 0} | headers))
-
-
-def page(handler: Handler) -> None:
-    text = b"<html>Please confirm</html>"
-    handler.head(200, Content_Type="text/html; charset=utf-8", Content_Length=len(text))
-    handler.body(text)
-
-
-def chunked(cut: int | None = None) -> Answer:
-    def answer(handler: Handler) -> None:
-        handler.protocol_version = "HTTP/1.1"
-        handler.head(200, Transfer_Encoding="chunked")
-        for start in range(0, len(BODY) if cut is None else cut, 50_000):
-            piece = BODY[start : start + 50_000]
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-        if cut is None:
-            handler.wfile.write(b"0\r\n\r\n")
-
-    return answer
-
-
-def stall(after: int) -> Answer:
-    def answer(handler: Handler) -> None:
-        handler.head(200, ETag=handler.server.etag, Content_Length=len(BODY))
-        handler.body(BODY[:after])
-        handler.wfile.flush()
-        time.sleep(8)
-
-    return answer
-
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    with Site() as server:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[http.server.HTTPServer]:
+    """Serves the vault of tag where Hugging Face has it."""
+    url = sources.FILES["omar-simple_tag-vault"].url
+    assert url is not None
+    published = vault(tmp_path / "published" / url.removeprefix(f"{sources.HUGGING_FACE}/"))
+    handler = partial(Quiet, directory=str(tmp_path / "published"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setenv("MARL_FLOW_MIRROR", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        here = dataclasses.replace(
+            sources.FILES["omar-simple_tag-vault"], size_bytes=published.stat().st_size, sha256=None
+        )
+        monkeypatch.setattr(sources, "FILES", {**sources.FILES, here.name: here})
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield server
@@ -192,467 +59,175 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         thread.join()
 
 
-@dataclass
-class Waits:
-    """Patience that waits for nothing and remembers what it was asked to wait."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    def patience(self, **changes: float) -> Patience:
-        return Patience(**{"timeout_seconds": 5.0, "sleep": self.seconds.append, **changes})  # type: ignore[arg-type]
+def get(name: str, **options: object) -> fetch.Fetched:
+    """What `fetch_dataset` gives, after its block."""
+    with fetch.fetch_dataset(name, **options) as fetched:  # type: ignore[arg-type]
+        return fetched
 
 
-def remote(*urls: str, sha256: str | None = SHA, size_bytes: int | None = len(BODY)) -> RemoteFile:
-    return RemoteFile(
-        name="spread",
-        datasets=("omar/mpe/simple_spread/expert-v1",),
-        layout="vault",
-        licence="none",
-        citation="none",
-        size="0.2 MB",
-        urls=urls,
-        sha256=sha256,
-        size_bytes=size_bytes,
+def files_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_a_dataset_is_downloaded_unpacked_and_found(site: http.server.HTTPServer, tmp_path: Path) -> None:
+    """Catches the wrong quality's folder, a stage without progress, and provenance that says too little."""
+    stages: dict[str, int] = {}
+
+    def bar(title: str):
+        return lambda done, total: stages.__setitem__(title, done)
+
+    assert fetch.plan(TAG, root=tmp_path).step == "download"
+    fetched = get(TAG, root=tmp_path, progress=bar)
+    downloads = catalog.downloads_root(tmp_path)
+    assert fetched.source == downloads / "unpacked" / "omar-simple_tag-vault" / "simple_tag.vlt" / "Medium-Replay"
+    assert json.loads((fetched.source / "metadata.json").read_text()) == {"quality": "Medium-Replay"}
+    assert fetched.archive == downloads / "omar-simple_tag-vault.zip"
+    assert set(stages) == {"downloading omar-simple_tag-vault", "unpacking omar-simple_tag-vault.zip"}
+    provenance = json.loads(json.dumps(fetched.provenance))
+    assert provenance["published_file"]["origin"].endswith("/prior_work/omar/mpe/simple_tag.zip")
+    assert len(provenance["published_file"]["sha256"]) == 64 and "arXiv 2111.11188" in provenance["citation"]
+    assert not {"layout", "files", "strata", "dropped_rows"} & set(provenance), "these belong to the importer"
+
+
+def test_a_second_dataset_of_the_same_file_costs_nothing(site: http.server.HTTPServer, tmp_path: Path) -> None:
+    """Catches downloading or unpacking once for every quality."""
+    get(TAG, root=tmp_path)
+    site.shutdown()
+    assert fetch.plan("omar/mpe/simple_tag/expert-v1", root=tmp_path).step == "nothing"
+    again = get("omar/mpe/simple_tag/expert-v1", root=tmp_path)
+    assert again.source.name == "Expert" and again.provenance["published_file"]["bytes"] > 0
+
+
+def test_cleaning_up_deletes_what_was_downloaded(site: http.server.HTTPServer, tmp_path: Path) -> None:
+    """Catches gigabytes left behind, an archive deleted that was to be kept, and a hash that is forgotten."""
+    downloads = catalog.downloads_root(tmp_path)
+    fetched = get(TAG, root=tmp_path)
+    fetch.clean_up([fetched], keep_archive=True)
+    assert files_in(downloads) == {"omar-simple_tag-vault.zip", "omar-simple_tag-vault.zip.json", "unpacked"}
+    assert files_in(downloads / "unpacked") == set() and fetch.plan(TAG, root=tmp_path).step == "unpack"
+    fetched = get(TAG, root=tmp_path)
+    fetch.clean_up([fetched, fetched])
+    assert files_in(downloads) == {"omar-simple_tag-vault.zip.json", "unpacked"}
+    (downloads / "omar-simple_tag-vault.zip").write_bytes(bytes(fetched.provenance["published_file"]["bytes"]))
+    with pytest.raises(UserError, match="as when it was first fetched"):
+        get(TAG, root=tmp_path)
+
+
+def test_what_a_user_put_there_is_used_and_never_deleted(tmp_path: Path) -> None:
+    """Catches downloading what is there, and deleting the only copy of a file that took somebody a day to get."""
+    downloads = catalog.downloads_root(tmp_path)
+    archive = vault(downloads / "omar-simple_tag-npy.zip")
+    with pytest.raises(
+        UserError, match=r"expected one folder of omar/mpe/simple_tag/medium-replay-v1 .*seed_\*_data in it"
+    ):
+        get(TAG, root=tmp_path)
+    content = downloads / "unpacked" / "omar-simple_tag-npy"
+    wrong = fetch.Fetched(
+        dataset_id=TAG,
+        file=sources.FILES["omar-simple_tag-npy"],
+        source=content,
+        unpacked=content,
+        archive=archive,
+        provenance={},
     )
-
-
-def unknown(*urls: str) -> RemoteFile:
-    return remote(*urls, sha256=None, size_bytes=None)
-
-
-def check_arrived(folder: Path, content: bytes = BODY) -> None:
-    assert (folder / "spread.zip").read_bytes() == content
-    assert {path.name for path in folder.iterdir()} == {"spread.zip", "spread.zip.json", ".spread.lock"}
-    assert json.loads((folder / "spread.zip.json").read_text())["sha256"] == hashlib.sha256(content).hexdigest()
-
-
-def check_refused(file: RemoteFile, folder: Path, message: str, **changes: float) -> None:
-    with pytest.raises(UserError, match=message):
-        fetch(file, folder, patience=Waits().patience(**changes))
-    assert not (folder / "spread.zip").exists()
-
-
-def test_a_file_arrives_whole_and_is_not_fetched_twice(site: Site, tmp_path: Path) -> None:
-    """Catches wrong bytes, leftovers, a progress that does not end at the size, and a second download."""
-    steps: list[tuple[int, int | None]] = []
-    path = fetch(remote(site.url()), tmp_path, lambda done, total: steps.append((done, total)))
-    check_arrived(tmp_path)
-    assert path == tmp_path / "spread.zip" and steps[0][0] == 0 and steps[-1] == (len(BODY), len(BODY))
-    assert fetch(remote(site.url()), tmp_path) == path and len(site.requests) == 1
-
-
-def test_dropped_connections_are_continued_where_they_broke(site: Site, tmp_path: Path) -> None:
-    """Catches starting over, overlapping or skipping a byte, and continuing without If-Range."""
-    site.answers = [honest(cut=1), honest(cut=70_000), honest(cut=0), honest(cut=50_000)]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.served == len(BODY)
-    assert site.ranges() == [None, "bytes=1-", "bytes=70001-", "bytes=70001-", "bytes=120001-"]
-    assert [request.get("if-range") for request in site.requests[1:]] == ['"v1"'] * 4
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_any_sequence_of_drops_gives_the_file_and_serves_each_byte_once(seed: int, site: Site, tmp_path: Path) -> None:
-    """Catches an offset that is wrong after some particular drop; known and unknown hash, several calls."""
-    draws = np.random.default_rng(seed)
-    site.answers = [honest(cut=int(cut)) for cut in draws.integers(0, 12_000, size=60)]
-    file = unknown(site.url()) if seed % 2 else remote(site.url())
-    for _ in range(20):
-        try:
-            fetch(file, tmp_path, patience=Waits().patience(idle_tries=3, total_tries=7))
-            break
-        except UserError as error:
-            assert "the connection ended after" in str(error) or "not finished after 7 tries" in str(error)
-            assert not (tmp_path / "spread.zip").exists()
-    check_arrived(tmp_path)
-    assert site.served == len(BODY)
-
-
-def test_reset_connections_are_continued(site: Site, tmp_path: Path) -> None:
-    """Catches treating a reset, which loses bytes on the way, like an end."""
-    site.answers = [honest(cut=80_000, reset=True, pause=0.001), honest(cut=80_000, reset=True, pause=0.001)]
-    fetch(remote(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-
-
-@pytest.mark.parametrize("more", [10, -10])
-def test_a_length_that_is_not_the_published_one_is_refused_at_once(more: int, site: Site, tmp_path: Path) -> None:
-    """Catches downloading gigabytes that cannot be the file."""
-    site.answers = [honest(**{"Content-Length": len(BODY) + more})]
-    check_refused(remote(site.url()), tmp_path, f"expected a file of {len(BODY):,} bytes, found {len(BODY) + more:,}")
-    assert not (tmp_path / "spread.zip.part").exists()
-
-
-def test_a_length_too_long_is_corrected_by_the_server_itself(site: Site, tmp_path: Path) -> None:
-    """Catches waiting for bytes that never come: asked for them, the server says that there are none (416)."""
-    site.answers = [honest(**{"Content-Length": len(BODY) + 10})]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.served == len(BODY)
-
-
-def test_a_server_that_insists_on_a_length_too_long_is_given_up(site: Site, tmp_path: Path) -> None:
-    """Catches an endless loop of requests, and a short file under the final name."""
-    end, total = len(BODY) + 9, len(BODY) + 10
-
-    def nothing_more(handler: Handler) -> None:
-        handler.head(206, **{"Content-Range": f"bytes {len(BODY)}-{end}/{total}", "Content-Length": 10})
-
-    site.answers = [honest(**{"Content-Length": total}), *[nothing_more] * 20]
-    check_refused(unknown(site.url()), tmp_path, rf"ended after {len(BODY):,} of {total:,} bytes \(5 tries in a row")
-
-
-def test_a_length_too_short_does_not_pass_for_a_whole_archive(site: Site, tmp_path: Path) -> None:
-    """Catches a truncated archive of unknown hash under the final name."""
-    site.answers = [honest(**{"Content-Length": len(BODY) - 100})]
-    check_refused(
-        unknown(site.url()), tmp_path, "expected a whole archive in spread.zip, found: File is not a zip file"
-    )
-    assert not (tmp_path / "spread.zip.part").exists()
-
-
-def test_a_server_without_ranges_starts_over(site: Site, tmp_path: Path) -> None:
-    """Catches appending a whole file to the part of it that is there."""
-    site.answers = [
-        honest(cut=50_000, with_ranges=False),
-        honest(cut=9_000, with_ranges=False),
-        honest(with_ranges=False),
-    ]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.ranges() == [None, "bytes=50000-", "bytes=9000-"]
-
-
-@pytest.mark.parametrize(
-    "answered",
-    [f"bytes 49000-{len(BODY) - 1}/{len(BODY)}", "bytes 50000-250000/250001", "bytes */5", "pages 1-2/3", ""],
-)
-def test_a_wrong_range_is_not_believed(answered: str, site: Site, tmp_path: Path) -> None:
-    """Catches pasting bytes from elsewhere in the file behind those that are here."""
-
-    def elsewhere(handler: Handler) -> None:
-        handler.head(
-            206, ETag=handler.server.etag, Content_Length=1000, **({"Content-Range": answered} if answered else {})
-        )
-        handler.body(b"x" * 1000)
-
-    site.answers = [honest(cut=50_000), elsewhere]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.ranges() == [None, "bytes=50000-", None]
-
-
-@pytest.mark.parametrize("if_range", [True, False])
-def test_content_that_changes_between_tries_is_never_mixed(if_range: bool, site: Site, tmp_path: Path) -> None:
-    """Catches the head of one version with the tail of another, also from a server that ignores If-Range."""
-
-    def changed(handler: Handler) -> None:
-        handler.server.content, handler.server.etag = OTHER, '"v2"'
-        honest(if_range=if_range)(handler)
-
-    site.answers = [honest(cut=50_000), changed]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path, OTHER)
-
-
-def test_without_a_name_for_the_content_only_a_known_hash_lets_a_part_be_continued(site: Site, tmp_path: Path) -> None:
-    """Catches continuing what may be another version with nothing to find out by."""
-    site.answers = [honest(cut=50_000, validators=False), honest(validators=False)]
-    fetch(unknown(site.url()), tmp_path / "unknown", patience=Waits().patience())
-    site.answers = [honest(cut=50_000, validators=False), honest(validators=False)]
-    fetch(remote(site.url()), tmp_path / "known", patience=Waits().patience())
-    check_arrived(tmp_path / "unknown")
-    check_arrived(tmp_path / "known")
-    assert site.ranges() == [None, None, None, "bytes=50000-"]
-
-
-def test_corrupt_bytes_are_refused_by_the_hash(site: Site, tmp_path: Path) -> None:
-    """Catches a file of the right size and wrong content, and keeping it to continue from."""
-    site.answers = [honest(corrupt_at=1234)]
-    check_refused(remote(site.url()), tmp_path, f"expected sha256 {SHA}, found [0-9a-f]{{64}}: damaged")
-    assert not (tmp_path / "spread.zip.part").exists() and len(site.requests) == 1
-
-
-def test_a_part_that_was_corrupt_costs_one_more_download_not_the_file(site: Site, tmp_path: Path) -> None:
-    """Catches giving up, or going round for ever, when only the continued part was bad."""
-    site.answers = [honest(cut=50_000, corrupt_at=1234)]
-    fetch(remote(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.ranges() == [None, "bytes=50000-", None]
-    site.answers = [honest(cut=50_000, corrupt_at=1234)] * 3
-    site.answers[1:] = [honest(corrupt_at=99_999), honest(cut=50_000, corrupt_at=3), honest(), honest()]
-    check_refused(remote(site.url()), tmp_path / "again", "expected sha256")
-    assert len(site.requests) == 3 + 4
-
-
-def test_a_web_page_is_not_a_file(site: Site, tmp_path: Path) -> None:
-    """Catches saving a log-in or confirm page under the archive's name, however it is labelled."""
-    site.answers = [page]
-    check_refused(unknown(site.url()), tmp_path, "sent a web page instead of the file")
-    site.answers = [honest(**{"Content-Length": 27})]
-    site.content = b"<html>Please confirm</html>" * 2
-    check_refused(unknown(site.url()), tmp_path, "expected a whole archive")
-
-
-def test_servers_that_are_busy_are_asked_again_with_growing_waits(site: Site, tmp_path: Path) -> None:
-    """Catches giving up at the first 503, hammering a server, and waiting as long as a server likes."""
-    waits = Waits()
-    site.answers = [status(500), status(503, Retry_After=7), status(429, Retry_After=86_400), status(502)]
-    fetch(remote(site.url()), tmp_path, patience=waits.patience())
-    check_arrived(tmp_path)
-    assert waits.seconds == [1.0, 7.0, 60.0, 8.0]
-
-
-def test_tries_are_bounded(site: Site, tmp_path: Path) -> None:
-    """Catches asking a dead server for ever, and a server that gives one byte at a time."""
-    site.answers = [status(503)] * 20
-    check_refused(
-        remote(site.url()), tmp_path, r"answered 503 Service Unavailable \(5 tries in a row brought nothing new"
-    )
-    assert len(site.requests) == 5
-    site.answers = [honest(cut=1)] * 20
-    check_refused(remote(site.url()), tmp_path, "not finished after 9 tries; the same command goes on", total_tries=9)
-
-
-@pytest.mark.parametrize("code", [401, 403, 404, 410])
-def test_the_next_address_is_asked_when_one_does_not_have_the_file(code: int, site: Site, tmp_path: Path) -> None:
-    """Catches trying a refusal again and again, and stopping at it."""
-    site.answers = [status(code)]
-    fetch(remote(site.url("gone.zip"), site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert [request["path"] for request in site.requests] == ["/gone.zip", "/file.zip"]
-
-
-def test_all_refusals_are_told_with_what_to_do(site: Site, tmp_path: Path) -> None:
-    """Catches naming the last failure only, and leaving the user without a next step."""
-    site.answers = [status(404), page]
-    message = r"a\.zip answered 404 Not Found; .*b\.zip sent a web page.*https_proxy.*MIRROR.*put it at .*spread\.zip"
-    check_refused(remote(site.url("a.zip"), site.url("b.zip")), tmp_path, message)
-
-
-def test_another_address_goes_on_where_one_stopped(site: Site, tmp_path: Path) -> None:
-    """Catches fetching again from a mirror what is here already, and mixing versions when no hash can tell."""
-    site.answers = [honest(cut=120_000), status(404), honest()]
-    fetch(remote(site.url("a.zip"), site.url("b.zip")), tmp_path / "known", patience=Waits().patience())
-    check_arrived(tmp_path / "known")
-    assert site.served == len(BODY) and site.requests[-1].get("if-range") is None
-    site.answers, site.served = [honest(cut=120_000), status(404), honest()], 0
-    fetch(unknown(site.url("a.zip"), site.url("b.zip")), tmp_path / "unknown", patience=Waits().patience())
-    check_arrived(tmp_path / "unknown")
-    assert site.served == len(BODY) + 120_000
-
-
-def test_redirects_are_followed_to_web_addresses_only(site: Site, tmp_path: Path) -> None:
-    """Catches reading a local file for a server, and going round a loop."""
-    site.answers = [honest(cut=9), status(302, Location="/moved.zip"), honest()]
-    fetch(remote(site.url()), tmp_path / "a", patience=Waits().patience())
-    check_arrived(tmp_path / "a")
-    assert site.ranges() == [None, "bytes=9-", "bytes=9-"]
-    for place in (f"file://{tmp_path}/a/spread.zip", "ftp://127.0.0.1/x.zip", "data:,x"):
-        site.answers = [status(302, Location=place)]
-        check_refused(
-            remote(site.url()), tmp_path / "b", "not allowed|redirects from http to ftp, which is not followed"
-        )
-    site.answers = [status(302, Location="/file.zip")] * 50
-    check_refused(remote(site.url()), tmp_path / "b", "redirect.*infinite loop")
-    assert len(site.requests) < 30
-
-
-def test_a_redirect_never_leaves_encryption() -> None:
-    """Catches a downgrade from https to http."""
-    handler, answer = download._Redirects(), io.BytesIO()
-    asked = urllib.request.Request("https://host/file.zip")
-    with pytest.raises(AddressFailed, match="redirects from https to http"):
-        handler.redirect_request(asked, answer, 302, "Found", http.client.HTTPMessage(), "http://host/file.zip")
-    followed = handler.redirect_request(asked, answer, 302, "Found", http.client.HTTPMessage(), "https://cdn/file.zip")
-    assert followed is not None and followed.full_url == "https://cdn/file.zip"
-
-
-def test_other_kinds_of_address_are_not_opened(tmp_path: Path) -> None:
-    """Catches the standard opener, which reads file: addresses."""
-    (tmp_path / "secret.zip").write_bytes(BODY)
-    with pytest.raises(AddressFailed, match="unknown url type"):
-        download.download(
-            f"file://{tmp_path}/secret.zip",
-            tmp_path / "x.part",
-            size_bytes=None,
-            has_hash=False,
-            patience=Waits().patience(),
-        )
-
-
-def test_a_server_that_stalls_is_left_and_continued(site: Site, tmp_path: Path) -> None:
-    """Catches waiting for ever on a silent connection, and losing what it had brought."""
-    site.answers, begin = [stall(60_000)], time.monotonic()
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience(timeout_seconds=0.3))
-    check_arrived(tmp_path)
-    assert time.monotonic() - begin < 5
-    assert site.ranges() == [None, "bytes=60000-"]
-
-
-def test_a_slow_server_is_waited_for(site: Site, tmp_path: Path) -> None:
-    """Catches a limit on the whole download where only silence should count."""
-    site.answers = [honest(pause=0.06)]
-    fetch(remote(site.url()), tmp_path, patience=Waits().patience(timeout_seconds=0.3))
-    check_arrived(tmp_path)
-    assert len(site.requests) == 1
-
-
-def test_a_part_longer_than_the_file_starts_over(site: Site, tmp_path: Path) -> None:
-    """Catches a 416 that ends the download, or stands for its success."""
-    site.answers = [honest(cut=150_000)]
-    check_refused(unknown(site.url()), tmp_path, "not finished", total_tries=1)
-    site.content, site.etag = archive(2, size=1000), '"v1"'
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path, site.content)
-
-
-def test_unknown_lengths_and_encodings(site: Site, tmp_path: Path) -> None:
-    """Catches a chunked file cut short that passes for whole, and compressed bytes saved as the file."""
-    site.answers = [chunked(cut=100_000), chunked()]
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    site.answers = [honest(Content_Encoding="gzip")]
-    check_refused(unknown(site.url()), tmp_path / "b", "encoded as gzip")
-    assert site.requests[0]["accept-encoding"] == "identity"
-
-
-def test_more_bytes_than_published_are_not_written(site: Site, tmp_path: Path) -> None:
-    """Catches a server without a length that fills the disk."""
-    largest = [0]
-
-    def flood(handler: Handler) -> None:
-        handler.protocol_version = "HTTP/1.1"
-        handler.head(200, Transfer_Encoding="chunked")
-        for _ in range(200):
-            handler.wfile.write(b"%x\r\n%s\r\n" % (50_000, bytes(50_000)))
-
-    site.answers = [flood]
-    with pytest.raises(UserError, match="expected 60,000 bytes, found more"):
-        fetch(
-            remote(site.url(), size_bytes=60_000),
-            tmp_path,
-            lambda done, total: largest.append(done),
-            patience=Waits().patience(),
-        )
-    assert max(largest) <= 60_000 and list(tmp_path.glob("spread*")) == []
-
-
-def test_a_killed_process_leaves_a_part_that_the_next_one_continues(site: Site, tmp_path: Path) -> None:
-    """Catches a half file under the final name after SIGKILL, and starting over."""
-    site.answers = [honest(pause=0.05)]
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom marl_flow.datasets.remote.fetch import fetch\n"
-        "from marl_flow.datasets.remote.sources import RemoteFile\n"
-        "file = RemoteFile(name='spread', datasets=(), layout='vault', licence='', citation='', size='', "
-        "urls=(sys.argv[1],))\nfetch(file, Path(sys.argv[2]))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, site.url(), str(tmp_path)])
-    part = tmp_path / "spread.zip.part"
-    while not part.exists() or part.stat().st_size < 60_000:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    size = part.stat().st_size
-    assert 60_000 <= size < len(BODY) and not (tmp_path / "spread.zip").exists()
-    fetch(unknown(site.url()), tmp_path, patience=Waits().patience())
-    check_arrived(tmp_path)
-    assert site.ranges() == [None, f"bytes={size}-"]
-
-
-def test_an_interrupted_download_continues(site: Site, tmp_path: Path) -> None:
-    """Catches Ctrl-C that deletes the part, or that is swallowed."""
-
-    def interrupt(done: int, total: int | None) -> None:
-        if done > 50_000:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fetch(unknown(site.url()), tmp_path, interrupt)
-    size = (tmp_path / "spread.zip.part").stat().st_size
-    assert size > 50_000 and not (tmp_path / "spread.zip").exists()
-    fetch(unknown(site.url()), tmp_path)
-    check_arrived(tmp_path)
-    assert site.ranges() == [None, f"bytes={size}-"]
-
-
-def test_two_processes_never_write_one_part(site: Site, tmp_path: Path) -> None:
-    """Catches two downloads that interleave their bytes."""
-    with hold(remote(site.url()), tmp_path):
-        check_refused(remote(site.url()), tmp_path, f"expected to be alone, found process {os.getpid()} at it")
-    assert site.requests == []
-    fetch(remote(site.url()), tmp_path)
-    check_arrived(tmp_path)
-
-
-def test_a_full_disk_is_found_before_the_download(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches filling the disk to find that it is too small."""
-    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
-    check_refused(
-        remote(site.url()), tmp_path, "downloading spread.zip.part: expected .* free bytes in .*, found 1,048,576"
-    )
-    assert not (tmp_path / "spread.zip.part").exists()
-
-
-def test_a_place_that_cannot_be_written_is_named(site: Site, tmp_path: Path) -> None:
-    """Catches a bare OSError for a data root that is a file."""
-    (tmp_path / "root").write_text("")
-    with pytest.raises(UserError, match=r"expected to write .*root.*MARL_FLOW_DATA"):
-        fetch(remote(site.url()), tmp_path / "root" / "downloads")
-
-
-def test_a_file_of_unknown_hash_is_compared_with_the_one_first_seen(site: Site, tmp_path: Path) -> None:
-    """Catches content that the publisher exchanged, taken for the same dataset."""
-    fetch(unknown(site.url()), tmp_path)
-    (tmp_path / "spread.zip").unlink()
-    site.content, site.etag = OTHER, '"v2"'
-    check_refused(
-        unknown(site.url()), tmp_path, f"expected sha256 {SHA} as when it was first fetched, found .*published anew"
-    )
-    (tmp_path / "spread.zip.json").unlink()
-    fetch(unknown(site.url()), tmp_path)
-    check_arrived(tmp_path, OTHER)
-
-
-def test_a_damaged_file_on_the_disk_is_not_used_and_not_deleted(site: Site, tmp_path: Path) -> None:
-    """Catches trusting a name, and deleting what a user may have put there."""
-    fetch(unknown(site.url()), tmp_path)
-    (tmp_path / "spread.zip").write_bytes(OTHER)
-    with pytest.raises(UserError, match=r"first fetched, found .*; to have the published file, delete this one"):
-        fetch(unknown(site.url()), tmp_path)
-    assert (tmp_path / "spread.zip").read_bytes() == OTHER
-
-
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
-def test_a_file_put_there_by_hand_is_verified_and_used(suffix: str, site: Site, tmp_path: Path) -> None:
-    """Catches downloading what the user has, and taking any file of the right name."""
-    place = tmp_path / f"spread{suffix}"
-    place.write_bytes(OTHER)
-    with pytest.raises(UserError, match=rf"spread{re.escape(suffix)}: expected sha256 {SHA}"):
-        fetch(remote(site.url(), size_bytes=None), tmp_path)
-    place.write_bytes(BODY)
-    assert fetch(remote(site.url()), tmp_path) == place and site.requests == []
-    assert json.loads((tmp_path / f"spread{suffix}.json").read_text())["origin"] == "put there by hand"
-
-
-def test_a_proxy_is_asked_when_the_environment_names_one(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fetch.clean_up([wrong])
+    assert archive.exists() and not content.exists()
+    by_hand = content / "simple_tag" / "medium-replay"
+    (by_hand / "seed_0_data").mkdir(parents=True)
+    fetched = get(TAG, root=tmp_path)
+    assert fetched.source == by_hand and fetched.provenance["published_file"]["origin"] == fetch.BY_HAND
+    fetch.clean_up([fetched])
+    assert by_hand.exists() and archive.exists()
+
+
+def test_an_archive_deleted_here_and_brought_back_by_hand_is_the_users(
+    site: http.server.HTTPServer, tmp_path: Path
 ) -> None:
-    """Catches going round the proxy, the only way out of many clusters."""
-    monkeypatch.setenv("http_proxy", site.url("")[:-1])
-    fetch(remote("http://published.invalid/file.zip"), tmp_path)
-    assert site.requests[0]["path"] == "http://published.invalid/file.zip"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    (tmp_path / "spread.zip").unlink()
-    fetch(remote(site.url()), tmp_path)
-    assert site.requests[1]["path"] == "/file.zip"
+    """Catches an old record that lets a user's own copy be deleted."""
+    archive = catalog.downloads_root(tmp_path) / "omar-simple_tag-vault.zip"
+    fetched = get(TAG, root=tmp_path)
+    content = archive.read_bytes()
+    fetch.clean_up([fetched])
+    archive.write_bytes(content)
+    fetch.clean_up([get(TAG, root=tmp_path)])
+    assert archive.exists()
 
 
-def test_nobody_answering_is_said(tmp_path: Path) -> None:
-    """Catches a traceback where the network is closed."""
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/x.zip"
-        check_refused(remote(url), tmp_path, r"no answer \(ConnectionRefusedError.*\(5 tries in a row")
+def test_files_that_no_program_can_download_come_with_instructions(tmp_path: Path) -> None:
+    """Catches an error that does not say which page, which file, and where to put it."""
+    place = catalog.downloads_root(tmp_path)
+    message = (
+        r"no program can download it\. Open https://huggingface.co/datasets/Avada11/MADiff-Datasets.*"
+        r"--map_name 4ant.*Put the archive at .*downloads/ogmarl-4ant-npy\.zip.*or its content into the folder "
+        r".*unpacked/ogmarl-4ant-npy, and give the same command again"
+    )
+    with pytest.raises(UserError, match=message):
+        get(ANT, root=tmp_path)
+    for quality in ("Good", "Poor"):
+        folder = place / "unpacked" / "ogmarl-4ant-npy" / "4ant" / quality
+        folder.mkdir(parents=True)
+        (folder / "obs.npy").write_bytes(b"")
+    assert get(ANT, root=tmp_path).source.relative_to(place).parts[2:] == ("4ant", "Poor")
+
+
+def test_a_source_can_be_chosen(tmp_path: Path) -> None:
+    """Catches a chosen source that is passed over for another."""
+    assert fetch.plan(TAG, root=tmp_path).file.name == "omar-simple_tag-vault"
+    assert fetch.plan(TAG, root=tmp_path, source="omar-simple_tag-npy").step == "by_hand"
+    with pytest.raises(UserError, match=r"Baidu|pan\.baidu\.com.*m7vw"):
+        get(TAG, root=tmp_path, source="omar-simple_tag-npy")
+    with pytest.raises(UserError, match=r"expected a source of .* \(omar-simple_tag-vault, omar-simple_tag-npy\)"):
+        fetch.plan(TAG, root=tmp_path, source="ogmarl-3m-vault")
+    part = catalog.downloads_root(tmp_path) / "omar-simple_tag-vault.zip.part"
+    part.parent.mkdir(exist_ok=True)
+    part.write_bytes(b"12345")
+    assert (fetch.plan(TAG, root=tmp_path).bytes_here, fetch.plan(TAG, root=tmp_path).step) == (5, "download")
+
+
+@pytest.mark.parametrize("spoilt", ["two tasks", "two of one name", "none", "no marks"])
+def test_folders_that_leave_a_doubt_are_refused(spoilt: str, tmp_path: Path) -> None:
+    """Catches importing another task's or quality's data because its folder came first."""
+    top = catalog.downloads_root(tmp_path) / "unpacked" / "ogmarl-4ant-npy"
+    places = {
+        "two tasks": ("2ant/Poor", "4ant/Poor"),
+        "two of one name": ("4ant/Poor", "4ant/old/poor"),
+        "none": ("4ant/Good",),
+        "no marks": ("4ant/Poor",),
+    }[spoilt]
+    for place in places:
+        (top / place).mkdir(parents=True)
+        if spoilt != "no marks":
+            (top / place / "obs.npy").write_bytes(b"")
+    if spoilt == "two tasks":
+        assert get(ANT, root=tmp_path).source == top / "4ant" / "Poor"
+        return
+    found = len(places) if spoilt == "two of one name" else 0
+    with pytest.raises(UserError, match=rf"expected one folder .*found {found} .*to unpack again"):
+        get(ANT, root=tmp_path)
+
+
+def test_files_in_use_are_not_deleted(site: http.server.HTTPServer, tmp_path: Path) -> None:
+    """Catches one process deleting the files that another one imports, and two of them unpacking at once."""
+    before = get("omar/mpe/simple_tag/expert-v1", root=tmp_path)
+    with fetch.fetch_dataset(TAG, root=tmp_path) as fetched:
+        fetch.clean_up([before])
+        assert (fetched.source / "metadata.json").exists() and before.archive is not None and before.archive.exists()
+        with pytest.raises(UserError, match="expected nobody else at it"):
+            get(TAG, root=tmp_path)
+    fetch.clean_up([fetched])
+    assert not fetched.unpacked.exists() and not before.archive.exists()
+
+
+def test_a_killed_unpacking_starts_over(site: http.server.HTTPServer, tmp_path: Path) -> None:
+    """Catches half an archive taken for a folder that somebody put there."""
+    fresh = catalog.downloads_root(tmp_path) / "unpacked" / ".omar-simple_tag-vault.fresh"
+    fresh.mkdir(parents=True)
+    (fresh / "half").write_bytes(b"")
+    fetched = get(TAG, root=tmp_path, retry=RetryPolicy())
+    assert not (fetched.unpacked / "half").exists() and not fresh.exists()
+
+
+def test_native_and_user_datasets_are_not_fetched(tmp_path: Path) -> None:
+    """Catches published data under a native name."""
+    with pytest.raises(UserError, match="build it with `marl-flow data build native/mpe/simple_tag/expert-v1`"):
+        get("mpe/simple_tag/expert", root=tmp_path)

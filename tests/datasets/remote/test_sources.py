@@ -1,4 +1,4 @@
-"""The table of published files: every dataset has one, and every entry can be asked for."""
+"""The table of published files: every dataset has one, and every entry can be requested."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_published_dataset_has_a_source_and_every_source_a_dataset() -> No
     """Catches a dataset that `data fetch` cannot get, and a typo in an id that a file serves."""
     served = {name for file in sources.FILES.values() for name in file.datasets}
     assert served == {name for name in catalog.CATALOG if not name.startswith("native/")}
-    downloadable = {name for file in sources.FILES.values() if file.urls for name in file.datasets}
+    downloadable = {name for file in sources.FILES.values() if file.url for name in file.datasets}
     assert served - downloadable == {f"ogmarl/mamujoco/4ant/{q}-v1" for q in ("good", "medium", "poor")}
 
 
@@ -38,8 +38,8 @@ def test_every_entry_is_well_formed(file: RemoteFile) -> None:
     if file.size_bytes is not None:
         number, unit = file.size.split()
         assert file.size_bytes / {"GB": 1e9, "MB": 1e6}[unit] == pytest.approx(float(number), abs=0.006)
-    for url in file.urls:
-        parts = urllib.parse.urlsplit(url)
+    if file.url is not None:
+        parts = urllib.parse.urlsplit(file.url)
         assert (parts.scheme, parts.netloc) == ("https", "huggingface.co")
         assert parts.path.startswith("/datasets/InstaDeepAI/og-marl/resolve/main/")
         assert all(parts.path.endswith(f"/{name.split('/')[2]}.zip") for name in file.datasets)
@@ -74,40 +74,33 @@ def test_files_of_a_dataset_prefer_the_download() -> None:
     ],
 )
 def test_what_is_not_published_says_how_else_to_get_it(name: str, message: str) -> None:
-    """Catches downloading something else under the asked-for name."""
+    """Catches downloading something else under the requested name."""
     with pytest.raises(UserError, match=message):
         sources.files_of(name)
-
-
-def test_unknown_sources_name_the_nearest() -> None:
-    """Catches a KeyError for a mistyped source."""
-    assert sources.file_named("ogmarl-3m-vault").layout == "vault"
-    with pytest.raises(UserError, match="unknown source 'ogmarl-3m-vlt'; nearest: ogmarl-3m-vault"):
-        sources.file_named("ogmarl-3m-vlt")
 
 
 def test_a_mirror_replaces_hugging_face_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a mirror setting that is ignored, doubled slashes, and one host tried behind the user's back."""
     file = sources.FILES["ogmarl-3m-vault"]
     path = "/datasets/InstaDeepAI/og-marl/resolve/main/core/smac_v1/3m.zip"
-    assert file.addresses == (f"https://huggingface.co{path}",)
+    assert file.address == f"https://huggingface.co{path}"
     monkeypatch.setenv("HF_ENDPOINT", "https://endpoint.example/hf/")
-    assert file.addresses == (f"https://endpoint.example/hf{path}",)
+    assert file.address == f"https://endpoint.example/hf{path}"
     monkeypatch.setenv("MARL_FLOW_MIRROR", "http://mirror.example:8080")
-    assert file.addresses == (f"http://mirror.example:8080{path}",)
+    assert file.address == f"http://mirror.example:8080{path}"
     elsewhere = RemoteFile(
         **{name: getattr(file, name) for name in ("datasets", "layout", "licence", "citation", "size")},
         name="elsewhere",
-        urls=("https://huggingface.co.example/x.zip",),
+        url="https://huggingface.co.example/x.zip",
     )
-    assert elsewhere.addresses == elsewhere.urls
+    assert elsewhere.address == elsewhere.url
     for wrong in ("mirror.example", "file:///data", "https://"):
         monkeypatch.setenv("MARL_FLOW_MIRROR", wrong)
         with pytest.raises(UserError, match="MARL_FLOW_MIRROR: expected a base address"):
-            _ = file.addresses
+            _ = file.address
 
 
-@pytest.mark.parametrize("changes", [{}, {"urls": ("https://a/b",), "manual": "ask"}, {"urls": ("ftp://a/b",)}])
+@pytest.mark.parametrize("changes", [{}, {"url": "https://a/b", "manual": "ask"}, {"url": "ftp://a/b"}])
 def test_entries_that_cannot_be_fetched_are_refused(changes: dict) -> None:
     """Catches an entry without any way to get it, or with an address that `fetch` would refuse much later."""
     with pytest.raises(ValueError, match="expected"):

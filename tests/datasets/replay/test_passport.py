@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from marl_flow import envs, seeding
-from marl_flow.datasets.behaviour import UniformPolicy
-from marl_flow.datasets.collect import rollout
+from marl_flow import envs, files, seeding
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.passport import card, render_card, show, verify
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.writer import remove_store, replace_store, write_store
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.interfaces import TaskSpec, UserError
+from marl_flow.policies import UniformPolicy
 
 
 def test_card_by_hand(make_store) -> None:
@@ -80,7 +81,9 @@ def store() -> EpisodeStore:
     """40 random episodes of spread, with a provenance as imports have."""
     env = envs.make("mpe/simple_spread", 40)
     seeds, source = seeding.environment_seeds("collect", 0, 40), torch.Generator().manual_seed(0)
-    found = rollout(env, UniformPolicy(env.spec.action), seeds, source, dataset_id="native/mpe/simple_spread/random-v1")
+    found = collect_batch(
+        env, UniformPolicy(env.spec.action), seeds, source, dataset_id="native/mpe/simple_spread/random-v1"
+    )
     strata = [{"seed": 0, "episodes": 15}, {"seed": 1, "episodes": 25}]
     return replace(found, provenance={"made_by": "a test", "strata": strata})
 
@@ -96,7 +99,7 @@ def test_a_passport_says_what_it_is_about(tmp_path: Path, store: EpisodeStore) -
     on_disk = json.loads((tmp_path / "data" / "passport.json").read_text())
     assert on_disk == found and {name: found[name] for name in card(written)} == card(written)
     assert found["digest"] == written.digest and found["licence"] == "MIT" and "2111.11188" in found["citation"]
-    assert found["replay"]["fits"] and found["replay"]["steps"] == 200 and found["replay"]["misfits"] == 0
+    assert found["replay"]["fits"] and found["replay"]["steps"] == 200 and found["replay"]["mismatches"] == 0
     assert found["replay"]["disagreement"]["rewards"]["largest"] < 1e-4
     assert open_store(tmp_path / "data").digest == written.digest
 
@@ -129,7 +132,7 @@ def test_a_dataset_that_does_not_fit_has_a_passport_that_says_so(tmp_path: Path,
     with pytest.raises(UserError, match=r"random-v1 does not fit mpe/simple_spread as .*: stored = 0\.5 x computed"):
         verify(tmp_path / "data", make_env, transitions=None)
     outcome = json.loads((tmp_path / "data" / "passport.json").read_text())["replay"]
-    assert not outcome["fits"] and outcome["misfits"] == outcome["steps"] == 1000
+    assert not outcome["fits"] and outcome["mismatches"] == outcome["steps"] == 1000
     with pytest.raises(UserError, match="does not fit"):  # as it was told before
         verify(tmp_path / "data")
     assert "rewards: stored = 0.5 x computed" in " ".join(show(tmp_path / "data").split())
@@ -182,7 +185,7 @@ def test_tampered_cards_are_named(
 
 
 def test_last_digits_and_newer_words_are_no_tampering(tmp_path: Path, store: EpisodeStore) -> None:
-    """Catches a passport refused on another processor, or after the catalogue learned more: it is written anew."""
+    """Catches a passport refused on another processor, or after the catalogue learned more: it is written again."""
     write_store(tmp_path / "data", store)
     verify(tmp_path / "data", make_env, transitions=50)
     path = tmp_path / "data" / "passport.json"
@@ -198,9 +201,9 @@ def test_last_digits_and_newer_words_are_no_tampering(tmp_path: Path, store: Epi
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("{", "expected a readable record"),
-        ("[]", "expected a record"),
-        ("[" * 100_000, "expected a readable record"),
+        ("{", "expected a JSON object"),
+        ("[]", "expected a JSON object, found a list"),
+        ("[" * 100_000, "expected a JSON object"),
         ("{}", r"expected format_version 1 and the entry replay with a message, found None and \[\]"),
         ('{"format_version": 2, "replay": {}}', "expected format_version 1 .*found 2"),
         ('{"format_version": 1, "replay": 3}', r"found 1 and \['format_version', 'replay'\]"),
@@ -221,7 +224,7 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
     """Catches a passport that makes its folder look foreign, or that outlives the data it belongs to."""
     write_store(tmp_path / "data", store)
     verify(tmp_path / "data", make_env, transitions=50)
-    (tmp_path / "data" / "passport.json.writing-77").write_text("{")  # left by a killed process
+    (tmp_path / "data" / "passport.json.writing-0a1b2c3d").write_text("{")  # left by a killed process
     write_store(tmp_path / "fresh", store.select(slice(5)))
     replace_store(tmp_path / "data", tmp_path / "fresh")
     assert not (tmp_path / "data" / "passport.json").exists()
@@ -230,10 +233,16 @@ def test_a_passport_goes_with_its_store(tmp_path: Path, store: EpisodeStore) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path, store: EpisodeStore) -> None:
+def test_a_disk_that_cannot_be_written_is_named(
+    tmp_path: Path, store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a traceback from a shared data root; verifying what did not change needs no disk."""
     write_store(tmp_path / "data", store)
-    (tmp_path / "data" / f"passport.json.writing-{os.getpid()}").mkdir()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"expected to write .*data, found: .*MARL_FLOW_DATA"):
         verify(tmp_path / "data", make_env, transitions=50)
     assert not (tmp_path / "data" / "passport.json").exists()

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from marl_flow import envs
-from marl_flow.baselines.random_policy import UniformPolicy
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.specs import known_spec
 from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.mamujoco.env import RestorableRobotEnv, RobotEnv, RobotState
 from marl_flow.interfaces import Restorable, UserError
+from marl_flow.policies import UniformPolicy
 
 TASKS = ("mamujoco/2ant", "mamujoco/4ant", "mamujoco/2halfcheetah")
 ANT, CHEETAH = TASKS[0], TASKS[2]
@@ -116,7 +116,10 @@ def play(env, seeds: range, action_of) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("task_id", "episodes", "random", "still"),
-    [(ANT, 120, (-50.6, 30.0), (1000.2, 6.0)), (CHEETAH, 30, (-273.6, 45.0), (0.0, 0.6))],
+    [
+        pytest.param(ANT, 120, (-50.6, 30.0), (1000.2, 6.0), marks=pytest.mark.slow),
+        (CHEETAH, 30, (-273.6, 45.0), (0.0, 0.6)),
+    ],
 )
 def test_returns_of_doing_nothing_and_anything(task_id: str, episodes: int, random, still) -> None:
     """Catches starts, rewards or ends of another distribution than gymnasium's (measured there in 30 to 200 episodes;
@@ -280,7 +283,9 @@ def test_a_cheetahs_moment_can_be_restored() -> None:
 def test_a_cheetahs_data_fit_their_environment() -> None:
     """Catches an environment that refuses, by the suite's own replay, the data just collected in it."""
     env = envs.make(CHEETAH, 3)
-    store = rollout(env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine")
+    store = collect_batch(
+        env, UniformPolicy(env.spec.action), [1, 2, 3], torch.Generator().manual_seed(0), dataset_id="mine"
+    )
     outcome = replay(store, lambda rows: envs.make(CHEETAH, rows, dtype=torch.float64), transitions=512)
     assert outcome.fits, outcome.message
 

@@ -1,11 +1,13 @@
-"""Closed forms and identities of the objectives."""
+"""Closed forms and identities of the losses and of the draws they are computed on."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from marl_flow.coflow import loss
+from marl_flow.coflow.inputs import draw_times
+from marl_flow.coflow.model import Condition
+from marl_flow.tensors import append_dims
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -21,11 +23,11 @@ def test_interpolation_ends() -> None:
 
 def test_times_are_ordered_and_reach_noise() -> None:
     """Catches r above t, and a share at t = 1 that is not drawn (one-step sampling starts there)."""
-    t, r = loss.draw_times(20_000, generator(), full_noise_share=0.4, device=torch.device("cpu"))
+    t, r = draw_times(20_000, generator(), full_noise_share=0.4, device=torch.device("cpu"))
     assert (r <= t).all() and (t <= 1).all() and (r > 0).all()
     assert abs(float((t == 1).float().mean()) - 0.4) < 0.02
     assert abs(float((t == r).float().mean()) - 0.5) < 0.02
-    t, _ = loss.draw_times(20_000, generator(), full_noise_share=0.0, device=torch.device("cpu"))
+    t, _ = draw_times(20_000, generator(), full_noise_share=0.0, device=torch.device("cpu"))
     assert (t < 1).all()
     assert abs(float(t.mean()) - 0.535) < 0.01  # of the larger of two draws
 
@@ -38,34 +40,42 @@ class Field:
 
     def __call__(self, z: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         a, b, c = self.weights
-        return (a + b * loss.expand(label, z)) * z + c * loss.expand(t, z)
+        return (a + b * append_dims(label, z)) * z + c * append_dims(t, z)
 
 
-def windows() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    noisy = torch.randn(2, 3, 2, 2, generator=generator(1), dtype=torch.float64)
-    velocity = torch.randn(2, 3, 2, 2, generator=generator(2), dtype=torch.float64)
-    return noisy, velocity, torch.tensor([0.9, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.4], dtype=torch.float64)
+def flow_sample(
+    t: tuple[float, float], r: tuple[float, float], shape: tuple[int, ...] = (2, 3, 2, 2)
+) -> loss.FlowSample:
+    """A float64 sample of two windows in which every frame is generated."""
+    nothing = torch.zeros(shape[:3], dtype=torch.bool)
+    return loss.FlowSample(
+        noisy=torch.randn(shape, generator=generator(1), dtype=torch.float64),
+        target_velocity=torch.randn(shape, generator=generator(2), dtype=torch.float64),
+        t=torch.tensor(t, dtype=torch.float64),
+        r=torch.tensor(r, dtype=torch.float64),
+        generated_mask=~nothing,
+        condition=Condition(nothing, torch.zeros(2, shape[2], dtype=torch.float64)),
+    )
 
 
 def test_finite_difference_by_hand() -> None:
     """Catches a gradient through the correction, or t and r swapped in V = u_r + (t - r) sg[u_t - u_r]."""
-    noisy, velocity, t, r = windows()
-    field = Field()
-    v = loss.regressand("finite_difference", field, noisy, velocity, t, r)
+    sample, field = flow_sample((0.9, 0.4), (0.3, 0.4)), Field()
+    noisy, t, r = sample.noisy, sample.t, sample.r
+    v = loss.predicted_velocity("finite_difference", field, sample)
     a, b, c = field.weights.detach().double()
-    gap = loss.expand(t - r, noisy)
-    expected = (a + b * loss.expand(r, noisy)) * noisy + c * loss.expand(t, noisy) + gap * b * gap * noisy
+    gap = append_dims(t - r, noisy)
+    expected = (a + b * append_dims(r, noisy)) * noisy + c * append_dims(t, noisy) + gap * b * gap * noisy
     torch.testing.assert_close(v.detach(), expected, rtol=0, atol=1e-7)
     v.sum().backward()
     # only u(noisy, t, r) carries a gradient: d V / d b = r * noisy
-    torch.testing.assert_close(field.weights.grad[1].double(), (loss.expand(r, noisy) * noisy).sum(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(field.weights.grad[1].double(), (append_dims(r, noisy) * noisy).sum(), rtol=0, atol=1e-5)
 
 
 def test_instantaneous_ignores_r() -> None:
     """Catches CoFlow-base reading r."""
-    noisy, velocity, t, r = windows()
-    first = loss.regressand("instantaneous", Field(), noisy, velocity, t, r)
-    assert torch.equal(first, loss.regressand("instantaneous", Field(), noisy, velocity, t, r * 0))
+    first = loss.predicted_velocity("instantaneous", Field(), flow_sample((0.9, 0.4), (0.3, 0.4)))
+    assert torch.equal(first, loss.predicted_velocity("instantaneous", Field(), flow_sample((0.9, 0.4), (0.0, 0.0))))
 
 
 def test_jvp_matches_a_finite_difference_of_the_network() -> None:
@@ -76,28 +86,18 @@ def test_jvp_matches_a_finite_difference_of_the_network() -> None:
     backbone = UNetBackbone(4, 16, (1, 2), embedding=32, attention_on_every_skip=True, heads=4)
     network = TrajectoryNetwork(backbone, 16, None).double()
     network.set_gates(torch.tensor([0.5, -0.3, 0.8]))
-    noisy = torch.randn(2, 4, 3, 4, generator=generator(1), dtype=torch.float64)
-    velocity = torch.randn(2, 4, 3, 4, generator=generator(2), dtype=torch.float64)
-    t, r = torch.tensor([0.8, 0.5], dtype=torch.float64), torch.tensor([0.2, 0.5], dtype=torch.float64)
-    returns, known = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 4, 3, dtype=torch.bool)
+    sample = flow_sample((0.8, 0.5), (0.2, 0.5), shape=(2, 4, 3, 4))
+    noisy, velocity, t, r = sample.noisy, sample.target_velocity, sample.t, sample.r
 
     def u(z: torch.Tensor, _: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return network(z, label, returns, known)
+        return network(z, label, sample.condition.returns, sample.condition.given_mask)
 
-    value = loss.regressand("jvp", u, noisy, velocity, t, r)
+    value = loss.predicted_velocity("jvp", u, sample)
     step = 1e-6
     with torch.no_grad():
         ahead = u(noisy + step * velocity, t, t + step)
         behind = u(noisy - step * velocity, t, t - step)
-        expected = u(noisy, t, t) + loss.expand(t - r, noisy) * (ahead - behind) / (2 * step)
+        expected = u(noisy, t, t) + append_dims(t - r, noisy) * (ahead - behind) / (2 * step)
     torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-6)
     value.sum().backward()
     assert all(parameter.grad is not None for parameter in network.time_embedding.parameters())
-
-
-def test_masked_mean() -> None:
-    """Catches a mean divided by the number of all entries, or a padded entry that counts."""
-    values = torch.tensor([[1.0, 3.0], [100.0, float(5)]])
-    mask = torch.tensor([[True, True], [False, True]])
-    assert float(loss.masked_mean(values, mask)) == pytest.approx(3.0)
-    assert float(loss.masked_mean(values, torch.zeros_like(mask))) == 0.0

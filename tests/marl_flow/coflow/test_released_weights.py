@@ -1,23 +1,22 @@
-"""The `release` preset against vectors recorded from the published code (skips without ../shared)."""
+"""The `release` preset against vectors recorded from the published code."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from marl_flow.coflow import loss as objective
-from marl_flow.coflow import released_weights
+from marl_flow.coflow import loss, released_weights
 from marl_flow.coflow.algorithm import CoFlow
-from marl_flow.coflow.inputs import condition
-from marl_flow.coflow.model import CoFlowModel
+from marl_flow.coflow.inputs import encode_actions, given_frames
+from marl_flow.coflow.model import CoFlowModel, Condition
 from marl_flow.coflow.sampler import integrate
-from marl_flow.interfaces import ActionSpec, Batch, TaskSpec
+from marl_flow.interfaces import ActionSpec, TaskSpec
 from marl_flow.normalize import Normalizer, Normalizers
 
 FILES = ("coflow_mpe_centralized", "coflow_smac_history", "coflow_independent_inverse")
@@ -40,17 +39,17 @@ class Golden:
     def model(self) -> CoFlowModel:
         return self.algorithm.model
 
-    def condition(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The recorded condition values, and the centralized mask for as many rows."""
+    def given(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The centralized mask for as many rows as were recorded, and the recorded values of given frames."""
         values = self[name]
-        seen = torch.ones(values.shape[0], values.shape[2], dtype=torch.bool)
-        known, _ = condition(values, self.algorithm.config.history, seen)
-        return known, values
+        visible = torch.ones(values.shape[0], values.shape[2], dtype=torch.bool)
+        given_mask, _ = given_frames(values, self.algorithm.config.history, visible)
+        return given_mask, values
 
 
 @pytest.fixture(scope="module", params=FILES)
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    archive = np.load(shared / "golden" / f"{request.param}.npz")
+def golden(request: pytest.FixtureRequest, recorded: Callable[[str], dict[str, np.ndarray]]) -> Golden:
+    archive = recorded(request.param)
     meta = json.loads(str(archive["meta"]))
     arrays = {key: torch.from_numpy(archive[key]) for key in archive if key != "meta"}
     discrete = meta["discrete"]
@@ -100,12 +99,12 @@ def test_network(golden: Golden) -> None:
     z, returns = golden["net/z"], golden["net/returns"][:, 0]
     # any time inside a bin gives its label
     time = (golden["net/time_bin"].float() + 0.5) / golden.algorithm.config.time_bins
-    known = torch.zeros(z.shape[:3], dtype=torch.bool)
+    given_mask = torch.zeros(z.shape[:3], dtype=torch.bool)
     keep = torch.ones_like(returns, dtype=torch.bool)
     with torch.no_grad():
-        conditional = golden.model.network(z, time, returns, known)
-        unconditional = golden.model.network(z, time, returns, known, keep_returns=~keep)
-        guided = golden.model.velocity(z, time, time, returns, known, guidance=1.2)
+        conditional = golden.model.network(z, time, returns, given_mask)
+        unconditional = golden.model.network(z, time, returns, given_mask, keep_returns=~keep)
+        guided = golden.model.velocity(z, time, time, Condition(given_mask, returns), guidance=1.2)
     close(conditional, golden["net/velocity_conditional"])
     close(unconditional, golden["net/velocity_unconditional"])
     close(guided, golden["net/velocity_guided"])
@@ -131,24 +130,24 @@ def test_masks(golden: Golden) -> None:
     everybody = torch.ones(1, agents, dtype=torch.bool)
     one = torch.arange(agents)[None] == 1
     history = golden.algorithm.config.history
-    assert torch.equal(condition(data, history, everybody)[0][0, ..., None].expand_as(mask), mask)
-    known, values = condition(data, history, one)
-    assert torch.equal(known[0, ..., None].expand_as(mask), golden["mask/decentralized_agent1"])
+    assert torch.equal(given_frames(data, history, everybody)[0][0, ..., None].expand_as(mask), mask)
+    given_mask, values = given_frames(data, history, one)
+    assert torch.equal(given_mask[0, ..., None].expand_as(mask), golden["mask/decentralized_agent1"])
     assert torch.equal(values[0, : history + 1, 1], data[0, : history + 1, 1])
     assert values[0, :, [0, 2]].abs().max() == 0
 
 
 def test_sampling(golden: Golden) -> None:
     """Catches wrong time labels, step sizes, or a condition imposed on one side of the step only."""
-    known, values = golden.condition("sample/condition")
-    returns = golden["sample/returns"][:, 0]
+    given_mask, given_values = golden.given("sample/condition")
+    condition = Condition(given_mask, golden["sample/returns"][:, 0])
 
     def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return golden.model.velocity(z, t, t, returns, known, guidance=1.2)
+        return golden.model.velocity(z, t, t, condition, guidance=1.2)
 
     with torch.no_grad():
         for steps in (1, 2, 3, 5):
-            plan = integrate(velocity, golden["sample/noise"], steps, known[..., None], values)
+            plan = integrate(velocity, golden["sample/noise"], steps, given_mask[..., None], given_values)
             close(plan, golden[f"sample/steps_{steps}"])
             if steps == 1:
                 now = golden.algorithm.config.history
@@ -157,42 +156,41 @@ def test_sampling(golden: Golden) -> None:
 
 def test_loss_and_gradients(golden: Golden) -> None:
     """Catches a missing stop-gradient, t and r swapped, a masked loss, or guidance outside the loss."""
-    known, values = golden.condition("loss/condition")
+    given_mask, given_values = golden.given("loss/condition")
     data, noise, t, r = (golden[f"loss/{name}"] for name in ("trajectory", "noise", "t", "r"))
-    returns = golden["loss/returns"][:, 0]
+    sample = loss.FlowSample.on_path(
+        data,
+        noise,
+        t,
+        r,
+        condition=Condition(given_mask, golden["loss/returns"][:, 0]),
+        given_values=given_values,
+        real=torch.ones(data.shape[:2], dtype=torch.bool),
+    )
     model = golden.model
 
     def u(z: torch.Tensor, time: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return model.velocity(z, time, label, returns, known, guidance=1.2)
+        return model.velocity(z, time, label, sample.condition, guidance=1.2)
 
-    noisy = torch.where(known[..., None], values, objective.interpolate(data, noise, t))
     with torch.no_grad():
-        v = objective.regressand("finite_difference", u, noisy, noise - data, t, r)
-    close(v, golden["loss/V"])
-
-    valid = torch.ones(data.shape[0], golden.algorithm.config.horizon, dtype=torch.bool)
+        close(loss.predicted_velocity("finite_difference", u, sample), golden["loss/V"])
     model.zero_grad()
-    loss = golden.algorithm.flow_loss(data, values, known, noise, t, r, returns, valid, None)
-    loss.backward()
-    close(loss.detach(), golden["loss/velocity_loss"])
+    total = loss.flow_loss(model, sample, golden.algorithm.config)
+    total.backward()
+    close(total.detach(), golden["loss/velocity_loss"])
     close(model.network.backbone.output.weight.grad, golden["loss/grad_final_conv_weight"])
     close(model.network.backbone.attention[0].gate.grad, golden["loss/grad_gate_bottleneck"])
 
 
 def test_inverse_dynamics_loss(golden: Golden) -> None:
     """Catches frames paired with the wrong action, and the release's sum over per-agent heads turned into a mean."""
-    data, actions = golden["loss/trajectory"], golden["loss/actions"]
-    now = golden.algorithm.config.history
-    discrete = golden.algorithm.spec.action.is_discrete
-    batch = Batch(
-        observations=data,
-        actions=actions[:, now:-1, :, 0].long() if discrete else actions[:, now:-1],
-        rewards=torch.zeros(data.shape[0], data.shape[1] - now - 1, data.shape[2]),
-        returns_to_go=torch.zeros(data.shape[0], data.shape[2]),
-        terminated=torch.zeros(data.shape[0], data.shape[1] - now - 1, dtype=torch.bool),
-        valid=torch.ones(data.shape[0], data.shape[1] - now - 1, dtype=torch.bool),
-        start_step=torch.zeros(data.shape[0], dtype=torch.int64),
-    )
-    assert golden["loss/loss_mask"][:, now + 1 :].all() and not golden["loss/loss_mask"][:, : now + 1].any()
+    frames, recorded = golden["loss/trajectory"], golden["loss/actions"]
+    algorithm, current = golden.algorithm, golden.algorithm.config.history
+    actions = recorded[:, current:-1, :, 0] if algorithm.spec.action.is_discrete else recorded[:, current:-1]
+    actions = encode_actions(actions, algorithm.spec, algorithm.normalizers)
+    valid = torch.ones(actions.shape[:2], dtype=torch.bool)
+    planned = golden["loss/loss_mask"][:, current + 1 :]
+    assert planned.all() and not golden["loss/loss_mask"][:, : current + 1].any()
     with torch.no_grad():
-        close(golden.algorithm.inverse_loss(data, batch), golden["loss/inverse_dynamics_loss"])
+        inverse = loss.inverse_loss(golden.model, frames, actions, None, valid, algorithm.config)
+    close(inverse, golden["loss/inverse_dynamics_loss"])

@@ -28,10 +28,10 @@ def test_times_visited() -> None:
         torch.testing.assert_close(out, ones - (1 + 1 / steps))
 
 
-def test_known_entries_hold() -> None:
+def test_given_entries_hold() -> None:
     """Catches a condition imposed only at the end: the velocity must see the given values at every step."""
-    known = torch.zeros(SHAPE, dtype=torch.bool)
-    known[:, 0] = True
+    given_mask = torch.zeros(SHAPE, dtype=torch.bool)
+    given_mask[:, 0] = True
     values = torch.full(SHAPE, 5.0)
 
     def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_known_entries_hold() -> None:
 
     noise = torch.randn(SHAPE)
     before = noise.clone()
-    out = integrate(velocity, noise, 3, known, values)
+    out = integrate(velocity, noise, 3, given_mask, values)
     assert (out[:, 0] == 5).all()
     torch.testing.assert_close(out[:, 1:], noise[:, 1:] - 1)
     assert torch.equal(noise, before)

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from marl_flow import datasets, envs, seeding
+from marl_flow import cli, datasets, envs, seeding
 from marl_flow.commands import data, opponents
 from marl_flow.datasets import catalog, formats
-from marl_flow.datasets.behaviour import UniformPolicy
-from marl_flow.datasets.collect import rollout
+from marl_flow.datasets.collect import collect_batch
 from marl_flow.datasets.remote import sources
-from marl_flow.datasets.remote.fetch import unpacked_place
+from marl_flow.datasets.remote.fetch import unpacked_path
 from marl_flow.datasets.replay import passport as verify
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.mpe.prey import NetworkPrey
-from marl_flow.interfaces import UserError
+from marl_flow.interfaces import ActionSpec, TaskSpec, UserError
+from marl_flow.policies import UniformPolicy
 
 TAG, PUBLISHED = "mpe/simple_tag", "omar/mpe/simple_tag/random-v1"
 
@@ -46,7 +46,7 @@ def published_files(folder: Path, prey: NetworkPrey, episodes: int = 20) -> Epis
     """Random play against a prey, written to `folder` as OMAR wrote it; the same as a store."""
     env = envs.make(TAG, episodes, opponent=prey)
     seeds = seeding.environment_seeds("collect", 0, episodes)
-    store = rollout(env, UniformPolicy(env.spec.action), seeds, seeding.generator(0, "test"), dataset_id="test")
+    store = collect_batch(env, UniformPolicy(env.spec.action), seeds, seeding.generator(0, "test"), dataset_id="test")
     frames = np.arange(store.num_steps) + np.repeat(np.arange(episodes), 25)
     place = folder / "random" / "seed_0_data"
     place.mkdir(parents=True)
@@ -80,7 +80,7 @@ def test_published_tag_data_are_checked_against_their_own_prey(tmp_path: Path) -
 def test_data_with_the_wrong_prey_are_kept_and_refused_for_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Catches a misfit that loses the import, that goes unsaid, or that can be trained on."""
+    """Catches a mismatch that loses the import, that goes unsaid, or that can be trained on."""
     published_files(tmp_path / "files", NetworkPrey.from_omar(prey_file(tmp_path)))
     with caplog.at_level(logging.WARNING):
         store = data.import_dataset("omar", tmp_path / "files" / "random", PUBLISHED, prey="native-v1")
@@ -92,8 +92,8 @@ def test_data_with_the_wrong_prey_are_kept_and_refused_for_training(
 
 def test_files_put_there_by_hand_are_fetched_with_the_prey_beside_them(tmp_path: Path, data_root: Path) -> None:
     """Catches a fetch that asks for a prey which lies in the archive, and one that deletes a user's files."""
-    source = sources.file_named("omar-simple_tag-npy")
-    place = unpacked_place(source, catalog.downloads_root())
+    source = sources.FILES["omar-simple_tag-npy"]
+    place = unpacked_path(source, catalog.downloads_root())
     place.mkdir(parents=True)
     prey = NetworkPrey.from_omar(prey_file(place))
     published_files(place / "simple_tag", prey)
@@ -104,7 +104,7 @@ def test_files_put_there_by_hand_are_fetched_with_the_prey_beside_them(tmp_path:
     assert data.fetch_datasets([PUBLISHED, PUBLISHED]) == []
 
 
-def test_a_download_of_gigabytes_is_not_begun_without_a_prey() -> None:
+def test_a_download_of_gigabytes_does_not_start_without_a_prey() -> None:
     """Catches six gigabytes fetched before anybody asks what the data were collected against."""
     with pytest.raises(UserError, match="expected the name of the prey"):
         data.fetch_datasets(["omar/mpe/simple_tag/expert-v1"])
@@ -116,7 +116,7 @@ def test_an_import_under_another_tasks_name_leaves_nothing(tmp_path: Path) -> No
     """Catches tag data that call themselves world, and half an import left under the name."""
     own = data.build_dataset(f"{TAG}/random", episodes=4)
     formats.export_dataset("d4rl", own, tmp_path / "tag.hdf5")
-    with pytest.raises(UserError, match="hold data of mpe/simple_tag, asked for user/mpe/simple_world/x-v1"):
+    with pytest.raises(UserError, match="hold data of mpe/simple_tag, not of mpe/simple_world"):
         data.import_dataset("d4rl", tmp_path / "tag.hdf5", "user/mpe/simple_world/x-v1")
     assert not catalog.folder_of("user/mpe/simple_world/x-v1").exists()
     with pytest.raises(UserError, match="is built, not imported"):
@@ -138,7 +138,7 @@ def test_native_data_never_come_in_as_published_ones(tmp_path: Path) -> None:
     own = data.build_dataset("mpe/simple_spread/random", episodes=4)
     for layout, target in (("d4rl", "s.hdf5"), ("madiff", "s"), ("minari", "s-v0")):
         formats.export_dataset(layout, own, tmp_path / target)
-        with pytest.raises(UserError, match=r"exported from native/mpe/simple_spread/random-v1, asked for omar/"):
+        with pytest.raises(UserError, match=r"exported from native/mpe/simple_spread/random-v1, not from omar/"):
             data.import_dataset(layout, tmp_path / target, "omar/mpe/simple_spread/random-v1")
     assert not catalog.folder_of("omar/mpe/simple_spread/random-v1").exists()
 
@@ -170,3 +170,38 @@ def test_single_robot_files_of_others_take_the_name_they_are_given(tmp_path: Pat
         data.import_dataset("d4rl", tmp_path / "hopper_medium-v1.hdf5", "user/d4rl/hopper/more-v2", prey="scripted")
     with pytest.raises(UserError, match=r"expected timeouts, found none, .* importing them as user/SUITE/TASK/NAME-v1"):
         data.import_dataset("d4rl", tmp_path / "hopper_medium-v0.hdf5", "user/d4rl/hopper/other-v2")
+
+
+def test_data_of_an_unknown_task_go_through_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a dataset of one's own that is written and then not listed, shown, verified or trained on."""
+    spec = TaskSpec(
+        task_id="farm/harvest",
+        agents=("picker", "carrier"),
+        observation_size=3,
+        action=ActionSpec(kind="continuous", size=2, low=(-1.0, -1.0), high=(1.0, 1.0)),
+        max_steps=10,
+        team_reward="sum",
+    )
+    numbers, name = np.random.default_rng(0), "user/farm/harvest/mine-v1"
+    episodes = [
+        {
+            "observations": numbers.standard_normal((steps + 1, 2, 3)),
+            "actions": numbers.uniform(-1, 1, (steps, 2, 2)),
+            "rewards": numbers.standard_normal((steps, 2)),
+            "terminated": steps < 10,
+        }
+        for steps in (10, 4, 10, 7)
+    ]
+    datasets.write(name, episodes, spec, description="four afternoons")
+    assert cli.main(["data", "list", "--origin", "user"]) == 0
+    assert name in (listed := capsys.readouterr().out) and " here " in listed
+    assert cli.main(["data", "verify", name]) == 0 and "not replayed" in capsys.readouterr().out
+    assert cli.main(["data", "show", name]) == 0 and "four afternoons" in capsys.readouterr().out
+    out = str(tmp_path / "run")
+    settings = ["updates=2", "batch_size=4", "hidden=8", "tensorboard=false"]
+    with caplog.at_level(logging.WARNING):
+        assert cli.main(["train", name, "bc", "--out", out, *settings]) == 0
+    assert f"{name} was not checked: no environment of farm/harvest" in caplog.text
+    assert list((tmp_path / "run" / "checkpoints").iterdir())

@@ -54,7 +54,7 @@ def test_every_dataset_is_listed_once_under_its_suite_and_origin(tmp_path: Path)
     assert sorted(listed) == sorted([*catalog.CATALOG, "user/mpe/simple_spread/mine-v3"])
     headings = [line for line in lines[:-1] if not line.startswith(" ")][:-1]
     assert headings == [
-        *("mpe, built here", "mpe, published by OMAR", "mpe, imported by users"),
+        *("mpe, built here", "mpe, published by OMAR", "mpe, of your own"),
         *(
             "smac, built here",
             "mamujoco, built here",
@@ -80,7 +80,7 @@ def test_downloads_under_way_and_done_are_told(tmp_path: Path) -> None:
     downloads.mkdir()
     (downloads / "ogmarl-3m-vault.zip.part").write_bytes(b"x")
     (downloads / "ogmarl-8m-vault.zip").write_bytes(b"x")
-    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB, begun"
+    assert row_of(tmp_path, "ogmarl/smac-sc2/3m/poor-v1").comes_from == "download 1.39 GB, started"
     assert row_of(tmp_path, "ogmarl/smac-sc2/8m/poor-v1").comes_from == "fetched, to import"
     for name in ("ogmarl/smac-sc2/3m/poor-v1", "ogmarl/smac-sc2/8m/poor-v1"):
         catalog.folder_of(name, tmp_path).mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_a_damaged_dataset_is_listed_with_the_reason(tmp_path: Path) -> None:
     (folder / "rewards.npy").write_bytes(b"x")
     catalog.folder_of("user/mpe/simple_spread/broken-v1", tmp_path).mkdir(parents=True)
     row = row_of(tmp_path, "omar/mpe/simple_tag/expert-v1")
-    assert row.state == "damaged" and "rewards: expected a readable .npy file" in row.note and row.mean is None
+    assert row.state == "damaged" and "rewards.npy: expected a readable .npy file" in row.note and row.mean is None
     assert row_of(tmp_path, "user/mpe/simple_spread/broken-v1").state == "damaged"
     assert "damaged" in dataset_table.table(root=tmp_path)
 

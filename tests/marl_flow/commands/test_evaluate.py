@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("MARL_FLOW_DATA", str(root / "data"))
         data.build_dataset(DATASET, episodes=40)
         for name, algorithm, settings in (("flow", "coflow", FLOW), ("bc", "bc", TINY)):
-            train.train(train.plan(DATASET, algorithm, settings=settings), root / name)
+            train.train(train.make_run(DATASET, algorithm, folder=root / name, settings=settings))
     return root
 
 
@@ -50,13 +50,13 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every environment that episodes were played in, in order; the one for latencies is not among them."""
     rows: list[int] = []
-    original = evaluation.play_together
+    original = evaluation.rollout_together
 
     def watched(env: Any, sides: Sequence[Any]) -> list[evaluation.Episodes]:
         rows.append(env.num_envs)
         return original(env, sides)
 
-    monkeypatch.setattr(evaluation, "play_together", watched)
+    monkeypatch.setattr(evaluation, "rollout_together", watched)
     return rows
 
 
@@ -82,13 +82,14 @@ def stopped(folder: Path, asked: EvalConfig, *, after: int, **how: bool) -> list
             raise KeyboardInterrupt
         return original(*_)
 
-    original = evaluation.play_together
+    original = evaluation.rollout_together
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(evaluation, "play_together", stop)
+        patch.setattr(evaluation, "rollout_together", stop)
         evaluate.evaluate(folder, asked, **how)
     return unfinished(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(folder: Path, tmp_path: Path, played: list[int]) -> None:
     """Catches finished episodes that a SIGKILL loses, that are played again, or that change the result."""
     asked = EvalConfig(steps=(10,), episodes=300, executions=("centralized",))  # blocks of 128, 128 and 44
@@ -144,7 +145,7 @@ def another_machine(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
 
 
 def another_commit(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
-    patch.setattr(evaluate, "made_with", lambda: {"commit": "another"})
+    patch.setattr(evaluate, "environment_info", lambda: {"commit": "another"})
     return TEN
 
 

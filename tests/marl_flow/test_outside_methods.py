@@ -1,0 +1,129 @@
+"""A method of another package through the command line: trained, evaluated, resumed and reported like the suite's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marl_flow import baselines
+from marl_flow.interfaces import UserError
+from marl_flow.run_log import read_results
+
+DATASET = "mpe/simple_spread/random"
+MODULE = '''
+from dataclasses import dataclass
+
+import torch
+
+from marl_flow.algorithm import Algorithm
+from marl_flow.policies import from_unit_box, to_unit_box
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    learning_rate: float = 0.01
+    """Of Adam."""
+    updates: int = 4
+    batch_size: int = 16
+
+
+class Linear(Algorithm):
+    name = "linear"
+    presets = {"default": LinearConfig()}
+    action_kinds = ("continuous",)
+
+    def __init__(self, config, spec, normalizers, device):
+        super().__init__(config, spec, normalizers, device)
+        self.network = torch.nn.Linear(spec.observation_size, spec.action.size).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate)
+
+    def predict(self, observations):
+        return self.network(self.normalizers.observations.apply(observations)).tanh()
+
+    def loss(self, batch, generator):
+        error = self.predict(batch.observations[:, 0]) - to_unit_box(self.spec.action, batch.actions[:, 0])
+        loss = error.square().mean()
+        return loss, {"loss": loss.detach()}
+
+    def decide(self, observations, action_mask):
+        return from_unit_box(self.spec.action, self.predict(observations))
+
+
+class NotAMethod:
+    name = "not_a_method"
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a package `their_methods`, known by its entry point, and a small dataset."""
+    root = tmp_path_factory.mktemp("outside")
+    package, record = root / "their_methods", root / "their_methods-1.0.dist-info"
+    package.mkdir()
+    (package / "__init__.py").write_text(MODULE)
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: their_methods\nVersion: 1.0\n")
+    (record / "entry_points.txt").write_text("[marl_flow.algorithms]\nlinear = their_methods:Linear\n")
+    run(root, "data", "build", DATASET, "--episodes", "20")
+    return root
+
+
+def run(root: Path, *arguments: str, fails: bool = False) -> str:
+    """What the command prints, run in the folder; errors are part of it."""
+    environment = {**os.environ, "MARL_FLOW_DATA": str(root / "data"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "marl_flow", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "recorded"), [("linear", "linear"), ("their_methods:Linear", "linear")])
+def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
+    folder: Path, name: str, recorded: str
+) -> None:
+    """Catches a method that trains but cannot be found again by its run, and one that only the suite's can resume."""
+    place = f"runs/{name.replace(':', '-')}"
+    train = ("train", DATASET, name, "--out", place, "tensorboard=false")
+    assert "4 updates" in run(folder, *train)
+    assert "continued from update 4" in run(folder, *train, "train.updates=7")
+    assert "return" in run(folder, "eval", place, "--episodes", "3")
+    (result,) = read_results(folder / place)
+    assert (result.algorithm, result.update) == (recorded, 7)
+    assert recorded in run(folder, "report", place, "--out", f"{place}-report")
+    assert "learning_rate=0.01" in run(folder, "train", DATASET, name, "--show-config")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("their_methods:NotAMethod", "expected 'NotAMethod' in their_methods to be a subclass"),
+        ("their_methods:Linar", "found nothing of that name"),
+        ("nobodys_methods:Linear", "expected a Python module 'nobodys_methods' that can be imported"),
+        ("linaer", "nearest: linear"),
+        ("their_methods:", "found nothing of that name"),
+    ],
+)
+def test_a_method_that_cannot_be_found_is_named(folder: Path, name: str, message: str) -> None:
+    """Catches tracebacks where a module or class is mistyped."""
+    assert message in run(folder, "train", DATASET, name, fails=True)
+
+
+def test_a_class_without_entry_point_is_named_by_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that calls its method by a name which nobody can look up."""
+    from marl_flow.algorithm import reference
+
+    (folder / "loose_methods.py").write_text(
+        "from their_methods import Linear as _Linear\nclass Loose(_Linear): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    loose = baselines.get("loose_methods:Loose")
+    assert reference(loose) == "loose_methods:Loose" and baselines.get(reference(loose)) is loose
+    assert reference(baselines.get("bc")) == "bc"
+    with pytest.raises(UserError, match="module:Class"):
+        baselines.get("nothing")
