@@ -226,11 +226,19 @@ class ParallelVectorEnv(ArrayEnv):
             self._truncated[row] = True
 
     def _store(self, row: int, names: list[Any], observations: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
+        size = self._spec.observation_size
         for name in names:
+            if name not in observations:
+                raise self._error(f"expected an observation of every acting agent, got none for {name} (row {row})")
             observation, index = observations[name], self._names.index(name)
             mask = infos.get(name, {}).get(MASK)
             if isinstance(observation, Mapping):
                 observation, mask = observation["observation"], observation.get(MASK, mask)
+            if np.shape(observation) != (size,):
+                raise self._error(
+                    f"expected observations of shape ({size},) as in their space, got {np.shape(observation)} "
+                    f"for {name}"
+                )
             self._observations[row, index] = observation
             if mask is not None and self._spec.action.is_discrete:
                 self._masks[row, index] = np.asarray(mask, dtype=bool)

@@ -113,6 +113,16 @@ class Unpaid(Duel):
     metadata: ClassVar = {"name": "unpaid", "max_steps": 5, "team_reward": "best"}
 
 
+class Narrow(Duel):
+    def observations(self):
+        return dict.fromkeys(self.agents, self.draw[:1])
+
+
+class Silent(Duel):
+    def observations(self):
+        return {"a": self.draw}
+
+
 class Misshapen(Glide):
     def time_step(self, rewards):
         return TimeStep(**{**vars(super().time_step(rewards)), "observations": self.position})
