@@ -48,8 +48,8 @@ def test_the_floor_does_not_end() -> None:
     env.reset([0])
     assert isinstance(env, RobotEnv)
     state, pictures = env.state, []
-    for place in (0.0, 300.0, 300.5):
-        state.positions[0, 0] = place
+    for x in (0.0, 300.0, 300.5):
+        state.positions[0, 0] = x
         env.set_state(state)
         pictures.append(env.render(size=200))
     assert all(picture[-20:].astype(float).std() > 20 for picture in pictures)
