@@ -37,11 +37,12 @@ MakeEnv = Callable[[int], VectorEnv]
 """Number of rows -> environment; the rows play whatever seeds they are reset to."""
 
 BLOCK = 128
-"""Most episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+"""Maximum number of episodes of a block, which one policy plays at once. Part of the protocol: a policy draws its
+noise for a whole block."""
 BLOCK_STEPS = 25_000
-"""Most environment steps of a block, unless one episode has more: long evaluations are kept in pieces."""
-PICTURES = 250
-"""Most steps of a task of which every one is drawn."""
+"""Maximum number of environment steps of a block, unless one episode has more: a block is what a kill can cost."""
+MAX_FRAMES = 250
+"""Number of steps of a task up to which a rollout shows every one."""
 
 
 def block_rows(max_steps: int) -> int:
@@ -181,10 +182,10 @@ def decision_latency(
         if step is None or bool(step.finished.all()):
             step = env.reset([next(episodes)])
             policy.reset(1, generator)
-        _wait()
+        _synchronize()
         start = time.perf_counter()
         actions = policy.act(step.observations, step.action_mask, step.rewards)
-        _wait()
+        _synchronize()
         milliseconds.append((time.perf_counter() - start) * 1e3)
         step = env.step(actions)
     means = np.reshape(milliseconds, (-1, together)).mean(-1)
@@ -192,8 +193,8 @@ def decision_latency(
     return p50, p95
 
 
-def _wait() -> None:
-    """Until every GPU that is in use is done."""
+def _synchronize() -> None:
+    """Waits until every GPU in use has finished."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -201,11 +202,11 @@ def _wait() -> None:
 @torch.no_grad()
 def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.Generator) -> list[np.ndarray]:
     """RGB pictures of one episode, drawn by the environment's `render`: before the first step, then after every step,
-    or in tasks with more than PICTURES steps after every n-th, and at the end."""
+    or in tasks with more than MAX_FRAMES steps after every n-th, and at the end."""
     render = getattr(env, "render", None)
     if render is None:
         raise UserError(f"{env.spec.task_id} cannot be drawn: its environment has no `render`; leave the picture out")
-    frames, steps, every = [], itertools.count(), -(-env.spec.max_steps // PICTURES)
+    frames, steps, every = [], itertools.count(), -(-env.spec.max_steps // MAX_FRAMES)
 
     def draw(step: TimeStep, actions: Tensor | None) -> None:
         if next(steps) % every == 0 or bool(step.finished.all()):
@@ -220,10 +221,12 @@ def require_same_task(trained: TaskSpec, offered: TaskSpec) -> None:
     """Raises unless the environment is the one the algorithm was trained for."""
     before, after = trained.to_json(), offered.to_json()
     names = dict.fromkeys([*before, *after])
-    found = [f"{n}: {before.get(n)} trained, {after.get(n)} here" for n in names if before.get(n) != after.get(n)]
-    if found:
+    differences = [
+        f"{n}: {before.get(n)} in training, {after.get(n)} now" for n in names if before.get(n) != after.get(n)
+    ]
+    if differences:
         raise UserError(
-            f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(found)}); "
+            f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(differences)}); "
             "evaluate it on its own task"
         )
 
