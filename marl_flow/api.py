@@ -166,7 +166,7 @@ class LoadedPolicy:
         """
         if self._num_envs is None:
             raise UserError("no episode has begun; call reset(num_envs) before act")
-        shape = (self._num_envs, self.spec.num_agents, self.spec.observation_size)
+        shape: tuple[int, int, int] = (self._num_envs, self.spec.num_agents, self.spec.observation_size)
         single = observations.ndim == 2
         seen = self._rows("observations", observations, shape, torch.float32, single)
         mask = None
@@ -178,7 +178,7 @@ class LoadedPolicy:
         actions = self.policy.act(seen, mask, paid.to(seen.device))
         if single:
             actions = actions[0]
-        return actions.cpu().numpy() if isinstance(observations, np.ndarray) else actions  # type: ignore[return-value]
+        return actions.cpu().numpy() if isinstance(observations, np.ndarray) else actions
 
     def _rows(self, name: str, array: Any, shape: tuple[int, ...], dtype: torch.dtype, single: bool) -> Tensor:
         """An array as a tensor of that shape, its axis E added where it was left out."""

@@ -1,281 +1,254 @@
-"""MAPPO on the batched engine: the networks, the statistics and the updates that mamujoco.py runs."""
+"""Multi-agent PPO (Yu et al. 2022, arXiv 2103.01955): what the trainings of SMAC and MA-MuJoCo behaviour share.
+
+One actor shared by the agents, on what an agent observes; one critic on the global state. An iteration collects steps,
+works out generalised advantages (Schulman et al. 2016, arXiv 1506.02438), and takes some epochs of minibatch steps on
+the clipped objective (Schulman et al. 2017, arXiv 1707.06347). smac.py and mamujoco.py say how steps are collected and
+what a minibatch's loss is: they differ in actions, in how values are scaled and in what counts as an end.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
-from dataclasses import dataclass
+import argparse
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from marl_flow import seeding
-from marl_flow.envs.mamujoco.env import RobotEnv, RobotState
-from marl_flow.envs.mamujoco.tasks import find_partition
-from marl_flow.interfaces import TaskSpec, TimeStep
+from marl_flow.benchmarks.behaviour.snapshots import SnapshotFolder, write_policies
+from marl_flow.interfaces import UserError
 from marl_flow.module_state import pack_state, unpack_state
 
-FIRST_STATES = 4096
-"""How many first states training draws from."""
-UNSEEN = 1e6
-"""Standard deviation by which an observed number is divided that the actor shall not see."""
+log = logging.getLogger(__name__)
+
+MASKED_STD = 1e6
+"""Standard deviation that a masked feature is divided by, so that nothing can be read from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobotConfig:
-    """Settings of MAPPO; discounts per step."""
+class MappoConfig:
+    """Settings that both trainings have; discounts per step."""
 
-    iterations: int = 600
-    robots: int = 32
-    steps: int = 256
-    """Of every robot, per iteration."""
+    iterations: int
     hidden: int = 64
-    learning_rate: float = 3e-4
-    """Falls linearly to nothing at `decay_until` iterations."""
-    decay_until: int = 1200
-    epochs: int = 10
-    minibatch: int = 256
+    learning_rate: float
+    epochs: int
     clip: float = 0.2
-    first_std: float = 0.5
-    first_weight: float = 0.01
-    """What the first weights of the last layer are multiplied by."""
-    noise: float = 0.2
-    """Standard deviation where actors are measured and data collected, and the least while training: actors that learn
-    with less noise fall over under this."""
+    """How far a probability ratio may move from 1 before its gradient is cut."""
     discount: float = 0.99
-    trace: float = 0.95
-    """Lambda of the generalised advantages."""
-    gradient_clip: float = 0.5
-    keep_every: int = 5
-    """Iterations between kept actors."""
-    measure_episodes: int = 16
+    gae_lambda: float = 0.95
+    gradient_clip: float
+    """Largest norm of a gradient."""
+    snapshot_every: int
+    """Iterations between snapshots."""
+    measure_episodes: int
+    """Episodes that training measures a snapshot by."""
     seed: int = 0
 
 
-class Standard(nn.Module):
-    """Running mean and variance of numbers [..., D]; those of `blind` [D] are hidden, constants are left alone."""
+class RunningMeanStd(nn.Module):
+    """Running mean and variance of features [..., D]; normalises by them. Masked features [D] are hidden, constant
+    ones only shifted."""
 
     mean: Tensor
     variance: Tensor
     count: Tensor
-    blind: Tensor
+    masked_features: Tensor
 
-    def __init__(self, blind: Tensor) -> None:
+    def __init__(self, masked_features: Tensor) -> None:
         super().__init__()
-        size = len(blind)
+        size = len(masked_features)
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("variance", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("blind", blind)
+        self.register_buffer("masked_features", masked_features)
 
     def update(self, values: Tensor) -> None:
         values = values.double().flatten(0, -2)
-        new, variance = values.mean(0), values.var(0, correction=0)
-        share = len(values) / (self.count + len(values))
-        shift = new - self.mean
-        self.variance += share * (variance - self.variance) + share * (1 - share) * shift.square()
-        self.mean += share * shift
+        mean, variance = values.mean(0), values.var(0, correction=0)
+        fraction = len(values) / (self.count + len(values))
+        shift = mean - self.mean
+        self.variance += fraction * (variance - self.variance) + fraction * (1 - fraction) * shift.square()
+        self.mean += fraction * shift
         self.count += len(values)
 
     @property
     def shift_and_scale(self) -> tuple[Tensor, Tensor]:
+        """What features are reduced by, then divided by, [D] each, float32."""
         std = self.variance.sqrt()
         std = torch.where(std < 1e-6, 1.0, std)
-        return torch.where(self.blind, 0.0, self.mean).float(), torch.where(self.blind, UNSEEN, std).float()
+        shift = torch.where(self.masked_features, 0.0, self.mean)
+        return shift.float(), torch.where(self.masked_features, MASKED_STD, std).float()
 
     def forward(self, values: Tensor) -> Tensor:
         shift, scale = self.shift_and_scale
         return (values - shift) / scale
 
 
-class Actor(nn.Module):
-    """Means [..., N, A] in (-1, 1) of normalised observations [..., N, O]; a tanh after every layer."""
-
-    def __init__(self, spec: TaskSpec, config: RobotConfig) -> None:
-        super().__init__()
-        sizes = [spec.observation_size, config.hidden, config.hidden, spec.action.size]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.log_std = nn.Parameter(torch.full((spec.num_agents, spec.action.size), math.log(config.first_std)))
-        with torch.no_grad():
-            self.layers[-1].get_parameter("weight").mul_(config.first_weight)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        x = inputs
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return x
-
-    def log_chance(self, inputs: Tensor, actions: Tensor) -> Tensor:
-        """Log density [...] of the team's actions [..., N, A]."""
-        distance = (actions - self(inputs)) * (-self.log_std).exp()
-        return (-0.5 * distance.square() - self.log_std).sum((-2, -1))
+def critic_network(state_size: int, hidden: int) -> nn.Sequential:
+    """Value [..., 1] of a state [..., S]."""
+    hidden_layers = (nn.Linear(state_size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
+    return nn.Sequential(*hidden_layers, nn.Linear(hidden, 1))
 
 
-class Critic(nn.Sequential):
-    """Value [..., 1] of a normalised state [..., S], in standard deviations of `Learner.returns`."""
+def generalized_advantages(
+    config: MappoConfig, rewards: Tensor, values: Tensor, next_values: Tensor, ends: Tensor
+) -> Tensor:
+    """Generalised advantages, everything [T, E]. next_values: of what each step led to, 0 where nothing follows it;
+    ends: where a row's next step belongs to another episode, so that none of its error counts."""
+    td_errors = rewards + config.discount * next_values - values
+    advantages, gae = torch.zeros_like(values), torch.zeros_like(values[0])
+    for t in reversed(range(len(values))):
+        gae = td_errors[t] + config.discount * config.gae_lambda * gae * ~ends[t]
+        advantages[t] = gae
+    return advantages
 
-    def __init__(self, size: int, hidden: int) -> None:
-        super().__init__(nn.Linear(size, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+def clipped_objective(config: MappoConfig, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor) -> Tensor:
+    """PPO's objective per decision; log probabilities under the present policy and under the one that acted."""
+    ratio = (log_probs - old_log_probs).exp()
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - config.clip, 1 + config.clip) * advantages)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What E robots showed in T steps: inputs [T, E, N, O], states [T, E, S], actions [T, E, N, A], log_chances,
-    advantages and targets [T, E]."""
+    """M joint steps of one iteration: observations [M, N, O] and states [M, S] as the networks take them, actions
+    [M, N, A] or choices [M, N], log_probs of these under the policy that acted, [M] of the team's or [M, N] of each
+    agent's, advantages (standardised) and value_targets [M], and action_mask [M, N, A] where actions are choices."""
 
-    inputs: Tensor
+    observations: Tensor
     states: Tensor
     actions: Tensor
-    log_chances: Tensor
+    log_probs: Tensor
     advantages: Tensor
-    targets: Tensor
+    value_targets: Tensor
+    action_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.advantages)
+
+    def rows(self, indices: Tensor) -> Batch:
+        """The joint steps of these indices."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[indices] for name, value in values.items() if value is not None})
 
 
-def advantages(
-    config: RobotConfig, rewards: Tensor, values: Tensor, next_values: Tensor, terminated: Tensor, over: Tensor
-) -> Tensor:
-    """Generalised advantages, all [T, E]. next_values are those of what a step led to, which count as 0 where the robot
-    fell (`terminated`) and not at the time limit; episodes end, for either reason, where `over`."""
-    surprises = rewards + config.discount * torch.where(terminated, 0.0, next_values) - values
-    result, carried = torch.zeros_like(values), torch.zeros_like(values[0])
-    for t in reversed(range(len(values))):
-        carried = surprises[t] + config.discount * config.trace * carried * ~over[t]
-        result[t] = carried
-    return result
+class Learner(ABC):
+    """One training: its networks, its optimiser and the generator of everything that is drawn.
 
+    norm_groups: parameters whose gradient norm is limited together.
+    """
 
-def whole(state: RobotState) -> Tensor:
-    """Positions and velocities [E, S], of which the critic sees all but the first."""
-    return torch.cat([state.positions, state.velocities], dim=-1).float()
+    config: MappoConfig
 
-
-class Learner:
-    """MAPPO on one task: networks, statistics, robots on their way and the generator of everything drawn."""
-
-    def __init__(self, task_id: str, config: RobotConfig) -> None:
-        self.config = config
-        self.env = RobotEnv(task_id, config.robots, num_threads=1)
-        self.generator = seeding.generator(config.seed, "robots", task_id)
-        pool = RobotEnv(task_id, FIRST_STATES, num_threads=1)
-        pool.reset(seeding.environment_seeds("behaviour", config.seed, FIRST_STATES))
-        self.first = pool.state
-        spec, kind = self.env.spec, find_partition(task_id)
-        x_of_state = torch.arange(kind.robot.num_positions + kind.robot.num_velocities) == 0
-        with seeding.global_scope(self.generator):
-            self.actor = Actor(spec, config)
-            self.critic = Critic(len(x_of_state), config.hidden)
-        self.seen = Standard(torch.tensor([word == "q0" for word in kind.fields[0]]))
-        self.known = Standard(x_of_state)
-        self.returns = Standard(torch.tensor([False]))
-        self.optimizer = torch.optim.Adam(
-            [*self.actor.parameters(), *self.critic.parameters()], lr=config.learning_rate, eps=1e-5
-        )
-        self.running = torch.zeros(config.robots)  # discounted sum of each robot's rewards so far
-        self.state = self._drawn(config.robots)
-
-    @property
-    def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {
-            "actor": self.actor,
-            "critic": self.critic,
-            "seen": self.seen,
-            "known": self.known,
-            "returns": self.returns,
+    def __init__(
+        self,
+        task_id: str,
+        config: MappoConfig,
+        actor: nn.Module,
+        critic: nn.Module,
+        generator: torch.Generator,
+        norm_groups: Sequence[Sequence[nn.Parameter]],
+    ) -> None:
+        self.task_id, self.config = task_id, config
+        self.generator, self.norm_groups = generator, norm_groups
+        parameters = [*actor.parameters(), *critic.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, eps=1e-5)
+        self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {
+            "actor": actor,
+            "critic": critic,
             "optimizer": self.optimizer,
         }
+        """What a checkpoint holds besides the generator."""
+
+    @abstractmethod
+    def collect(self, iteration: int) -> tuple[Batch, dict[str, float]]:
+        """One iteration's steps, and what to log of them."""
+
+    @abstractmethod
+    def minibatch_size(self, num_steps: int) -> int:
+        """How many of an iteration's joint steps one step of the optimiser takes."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A minibatch's loss, and what to log of it."""
+
+    @abstractmethod
+    def export(self) -> dict[str, Tensor]:
+        """The actor as snapshots hold it."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, float]:
+        """What the exported actor returns, over episodes that no training and no dataset uses."""
+
+    def step_optimizer(self) -> None:
+        """Takes one step along the gradients at hand."""
+        self.optimizer.step()
 
     def pack(self, iteration: int) -> dict[str, Tensor]:
-        """Everything a killed training continues from, bit for bit."""
-        robots = {"positions": self.state.positions, "velocities": self.state.velocities, "steps": self.state.steps}
-        own = {**robots, "running": self.running, "generator": self.generator.get_state()}
-        return {**pack_state(self.parts, iteration), **own}
+        """Everything a killed training resumes from, bit for bit."""
+        return {**pack_state(self.parts, iteration), "generator": self.generator.get_state()}
 
     def unpack(self, tensors: dict[str, Tensor]) -> int:
-        """Continues from what `pack` gave; the iteration."""
+        """Resumes from what `pack` returned; returns the iteration."""
         self.generator.set_state(tensors.pop("generator"))
-        self.running = tensors.pop("running")
-        self.state = RobotState(**{name: tensors.pop(name) for name in ("positions", "velocities", "steps")})
         return unpack_state(self.parts, tensors)
 
-    def _drawn(self, count: int) -> RobotState:
-        rows = torch.randint(FIRST_STATES, (count,), generator=self.generator)
-        return RobotState(
-            positions=self.first.positions[rows], velocities=self.first.velocities[rows], steps=self.first.steps[rows]
-        )
-
-    def _restart(self, over: Tensor) -> TimeStep:
-        """New episodes in the rows that are over [E]; the solver forgets its last solution in all of them."""
-        now, new = self.env.state, self._drawn(int(over.sum()))
-        now.positions[over], now.velocities[over], now.steps[over] = new.positions, new.velocities, new.steps
-        return self.env.set_state(now)
-
-    @torch.no_grad()
-    def collect(self) -> tuple[Batch, float]:
-        """One iteration's steps, and the mean reward of one."""
-        config = self.config
-        step = self.env.set_state(self.state)  # also between iterations that are not interrupted: the same bits
-        std = self.actor.log_std.exp()
-        frames: list[tuple[Tensor, ...]] = []
-        for _ in range(config.steps):
-            seen, state = step.observations, whole(self.env.state)
-            inputs = self.seen(seen)
-            mean = self.actor(inputs)
-            actions = mean + std * torch.randn(mean.shape, generator=self.generator)
-            after = self.env.step(actions.clamp(-1.0, 1.0))
-            reward, following = after.rewards[:, 0], whole(self.env.state)
-            self.running = config.discount * self.running + reward
-            frames.append(
-                (seen, inputs, state, actions, reward, following, after.terminated, after.finished, self.running)
-            )
-            self.running = self.running * ~after.finished
-            step = self._restart(after.finished) if after.finished.any() else after
-        self.state = self.env.state
-        all_seen, all_inputs, states, chosen, rewards, next_states, terminated, over, running = (
-            torch.stack(part) for part in zip(*frames, strict=True)
-        )
-        self.returns.update(running[..., None])
-        normal = self.known(states)
-        values, next_values = self.critic(normal)[..., 0], self.critic(self.known(next_states))[..., 0]
-        unit = self.returns.variance.sqrt().float()
-        gains = advantages(config, rewards / unit, values, next_values, terminated, over)
-        batch = Batch(
-            inputs=all_inputs,
-            states=normal,
-            actions=chosen,
-            log_chances=self.actor.log_chance(all_inputs, chosen),
-            advantages=gains,
-            targets=gains + values,
-        )
-        self.seen.update(all_seen)
-        self.known.update(states)
-        return batch, float(rewards.mean())
-
-    def improve(self, batch: Batch, iteration: int) -> dict[str, float]:
-        """One iteration's epochs of PPO; what is worth a line of log."""
-        config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * max(0.0, 1 - iteration / config.decay_until)
-        flat = {name: getattr(batch, name).flatten(0, 1) for name in Batch.__dataclass_fields__}
-        gains = flat["advantages"]
-        gains = (gains - gains.mean()) / (gains.std() + 1e-8)
-        losses, clipped = torch.zeros(()), torch.zeros(())
-        for _ in range(config.epochs):
-            order = torch.randperm(len(gains), generator=self.generator)
-            for part in order.split(config.minibatch):
-                chances = self.actor.log_chance(flat["inputs"][part], flat["actions"][part])
-                ratio = (chances - flat["log_chances"][part]).exp()
-                gain = gains[part]
-                kept = torch.minimum(ratio * gain, ratio.clamp(1 - config.clip, 1 + config.clip) * gain)
-                value_loss = functional.mse_loss(self.critic(flat["states"][part])[..., 0], flat["targets"][part])
+    def update(self, batch: Batch, iteration: int) -> dict[str, float]:
+        """One iteration's epochs; what to log of the last minibatch."""
+        logged: dict[str, Tensor] = {}
+        for _ in range(self.config.epochs):
+            order = torch.randperm(len(batch), generator=self.generator)
+            for indices in order.split(self.minibatch_size(len(batch))):
+                loss, logged = self.loss(batch.rows(indices))
                 self.optimizer.zero_grad(set_to_none=True)
-                (0.5 * value_loss - kept.mean()).backward()
-                nn.utils.clip_grad_norm_([*self.actor.parameters(), *self.critic.parameters()], config.gradient_clip)
-                self.optimizer.step()
-                self.actor.log_std.data.clamp_(min=math.log(config.noise))
-                losses, clipped = value_loss.detach(), ((ratio - 1).abs() > config.clip).float().mean()
-        return {
-            "value_loss": round(float(losses), 4),
-            "clipped": round(float(clipped), 3),
-            "std": round(float(self.actor.log_std.detach().exp().mean()), 3),
-        }
+                loss.backward()
+                for group in self.norm_groups:
+                    nn.utils.clip_grad_norm_(group, self.config.gradient_clip)
+                self.step_optimizer()
+        return {name: round(float(value.detach()), 4) for name, value in logged.items()}
+
+    def train(self, folder: Path) -> None:
+        """Trains to the last iteration, with snapshots and their record under `folder`; resumes what is there."""
+        config = self.config
+        snapshots, first = SnapshotFolder(folder, self.task_id, config), 0
+        if (state := snapshots.resume()) is not None:
+            first = self.unpack(state)
+        for iteration in range(first, config.iterations + 1):
+            if iteration % config.snapshot_every == 0:
+                row = snapshots.add(iteration, self.export(), self.measure(), self.pack(iteration))
+                log.info("%s %s", self.task_id, json.dumps(row))
+            if iteration == config.iterations:
+                return
+            batch, collected = self.collect(iteration)
+            log.info("%d: %s", iteration, {**collected, **self.update(batch, iteration)})
+
+
+def main(
+    description: str,
+    tasks: Collection[str],
+    train: Callable[[str, Path], None],
+    select: Callable[[str, Path], tuple[Mapping[str, Tensor], Mapping[str, object]]],
+) -> None:
+    """The command line of a suite's training: `train TASK --out DIR` and `select TASK --out DIR`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("train", "select"), help="train first; select when it has finished")
+    parser.add_argument("task", choices=sorted(tasks))
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the trainings, the policy file and its log"
+    )
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # the sum order, hence the weights, must not depend on the machine's core count
+    try:
+        if arguments.command == "train":
+            train(arguments.task, arguments.out)
+            return
+        tensors, choices = select(arguments.task, arguments.out)
+    except UserError as error:
+        parser.error(str(error))
+    log.info("%s", write_policies(arguments.out / arguments.task.replace("/", "_"), tensors, choices))

@@ -1,18 +1,18 @@
-"""Trains the behaviour policies that native datasets are collected with.
-
-The particle environments are differentiable torch programs, so the actor climbs the exact gradient of its episodes'
-return, back through the physics (analytic policy gradients). Homogeneous agents share one actor on their own
-observations; exploration noise is added to its action and falls over training. A shaping term helps where the reward's
-gradient leads nowhere, and never enters a reported return. Every iteration's actor is kept, so that a medium-replay
-dataset can be what it says: what training had collected until the medium policy, in training order.
-
-Predators of tag and world hunt the prey that this package ships (benchmarks/behaviour/prey.py); their gradients are cut
-every few steps, since through many contacts they explode.
+"""Trains the behaviour policies of the native MPE datasets: analytic policy gradients.
 
     python -m marl_flow.benchmarks.behaviour.mpe mpe/simple_spread --out runs/behaviour
 
-trains, picks the snapshots that meet the published dataset means, and writes the policy file that
-datasets/native.py reads, with a log of every choice beside it.
+trains, selects the snapshots that meet the published dataset means, and writes the policy file that datasets/native.py
+reads, with a log of every choice beside it.
+
+The particle environments are differentiable torch programs, so the actor climbs the exact gradient of its episodes'
+return, back through the physics. Homogeneous agents share one actor on their own observations; exploration noise is
+added to its action and falls over training. A shaping term helps where the reward's gradient leads nowhere, and is
+never part of a reported return. Every iteration's actor is kept, so that a medium-replay dataset can be what its name
+says: the data that training had collected when it reached the medium policy, in training order.
+
+Predators of tag and world hunt the prey that this package ships (prey.py); their gradients are cut every few steps,
+because they explode through many contacts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -29,12 +28,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour.prey import BONUS, contact, cut_gradient, prey_columns
+from marl_flow.benchmarks.behaviour.snapshots import PolicyNetwork, policy_tensors, write_policies
 from marl_flow.envs.mpe.env import ParticleEnv
 from marl_flow.envs.mpe.scenarios import find_scenario
 from marl_flow.interfaces import TaskSpec, UserError
@@ -52,7 +51,7 @@ class BehaviourConfig:
     schedule_iterations: int = 1000
     """The learning rate falls linearly to zero over this many iterations; training stops earlier."""
     warmup_iterations: int = 0
-    """Before that it rises linearly over these."""
+    """The learning rate also rises linearly from zero over these."""
     episodes: int = 512
     hidden: int = 128
     learning_rate: float = 4e-3
@@ -64,7 +63,7 @@ class BehaviourConfig:
     gradient_steps: int = 25
     """Steps that a gradient passes back through."""
     replay_stride: int = 5
-    """One in so many of the actors that collected replay data is shipped; it plays its successors' episodes too."""
+    """Every such actor of those that collected replay data is shipped; it plays the skipped ones' episodes too."""
     seed: int = 0
 
     def rate(self, iteration: int) -> float:
@@ -72,27 +71,25 @@ class BehaviourConfig:
         return self.learning_rate * warm * (1 - iteration / self.schedule_iterations)
 
     def noise(self, iteration: int) -> float:
-        share = min(1.0, iteration / self.noise_iterations)
-        return self.first_noise + (self.last_noise - self.first_noise) * share
+        progress = min(1.0, iteration / self.noise_iterations)
+        return self.first_noise + (self.last_noise - self.first_noise) * progress
 
 
-class Actor(nn.Module):
-    """Mean action in [-1, 1]^A of observations [..., O]: a tanh after every layer."""
+class Actor(PolicyNetwork):
+    """Mean action in [-1, 1]^A of observations [..., O]."""
 
     def __init__(self, spec: TaskSpec, hidden: int) -> None:
-        super().__init__()
+        super().__init__([spec.observation_size, hidden, hidden, spec.action.size], 0.01)
         self.observation_mean = nn.Buffer(torch.zeros(spec.observation_size))
         self.observation_std = nn.Buffer(torch.ones(spec.observation_size))
-        sizes = [spec.observation_size, hidden, hidden, spec.action.size]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        with torch.no_grad():
-            self.layers[-1].get_parameter("weight").mul_(0.01)
 
     def forward(self, observations: Tensor) -> Tensor:
-        x = (observations - self.observation_mean) / self.observation_std
-        for layer in self.layers:
-            x = torch.tanh(layer(x))
-        return x
+        return torch.tanh(super().forward((observations - self.observation_mean) / self.observation_std))
+
+    def export(self) -> dict[str, Tensor]:
+        """Tensors as policy files hold them."""
+        statistics = {"observation_mean": self.observation_mean, "observation_std": self.observation_std}
+        return {**self.float16_layers(), **statistics}
 
 
 def spread_shaping(observations: Tensor) -> Tensor:
@@ -115,9 +112,9 @@ def hunt_shaping(task_id: str, observations: Tensor) -> Tensor:
 
     The bonus for a contact of its own, made smooth, and the nearness of the prey.
     """
-    kind = find_scenario(task_id)
-    distance = observations[..., prey_columns(kind)][..., :2].square().sum(-1).add(1e-8).sqrt()
-    return BONUS[task_id] * contact(distance, kind.radii[0] + kind.radii[3]) - 0.3 * distance
+    layout = find_scenario(task_id)
+    distance = observations[..., prey_columns(layout)][..., :2].square().sum(-1).add(1e-8).sqrt()
+    return BONUS[task_id] * contact(distance, layout.radii[0] + layout.radii[3]) - 0.3 * distance
 
 
 SHAPING: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -157,25 +154,25 @@ def play(
     gradient_steps steps.
     """
     first = env.reset(seeds)
-    seen, returns = [first.observations], torch.zeros_like(first.rewards)
+    observations, returns = [first.observations], torch.zeros_like(first.rewards)
     for count in range(env.spec.max_steps):
-        mean = actor(cut_gradient(env) if count and count % gradient_steps == 0 else seen[-1])
+        mean = actor(cut_gradient(env) if count and count % gradient_steps == 0 else observations[-1])
         action = mean + noise * torch.randn(mean.shape, generator=generator)
         action = action + (env.spec.action.clip(action) - action).detach()
         step = env.step(action)
         returns = returns + step.rewards
-        seen.append(step.observations)
-    return returns, seen[1:]
+        observations.append(step.observations)
+    return returns, observations[1:]
 
 
 def train(task_id: str, config: BehaviourConfig) -> list[Actor]:
-    """The actor before each iteration, in order, and the last."""
+    """The actor before each iteration, in order, and the final one."""
     env = ParticleEnv(task_id, config.episodes)
     shaping, reward_weight = SHAPING[task_id]
     generator = seeding.generator(config.seed, "behaviour", task_id)
     with seeding.global_scope(generator):
         actor = Actor(env.spec, config.hidden)
-    with torch.no_grad():  # input statistics, fixed: those of nearly still agents in random places
+    with torch.no_grad():  # fixed input statistics: those of agents that start at random positions and hardly move
         first = env.reset(seeding.environment_seeds("behaviour", config.seed, config.episodes))
         actor.observation_std.fill_(float(first.observations[..., 2:].std()))
     optimizer = torch.optim.Adam(actor.parameters(), lr=config.learning_rate)
@@ -184,8 +181,8 @@ def train(task_id: str, config: BehaviourConfig) -> list[Actor]:
         actors.append(clone(actor))
         start = (iteration + 1) * config.episodes
         seeds = seeding.environment_seeds("behaviour", config.seed, config.episodes, start=start)
-        returns, seen = play(env, actor, config.noise(iteration), seeds, generator, config.gradient_steps)
-        objective = torch.stack([shaping(observations) for observations in seen]).sum(0).mean()
+        returns, observations = play(env, actor, config.noise(iteration), seeds, generator, config.gradient_steps)
+        objective = torch.stack([shaping(after_step) for after_step in observations]).sum(0).mean()
         objective = objective + reward_weight * returns.mean()
         optimizer.zero_grad(set_to_none=True)
         (-objective).backward()
@@ -202,7 +199,6 @@ def train(task_id: str, config: BehaviourConfig) -> list[Actor]:
 
 def clone(actor: Actor) -> Actor:
     """A frozen copy whose weights are rounded to float16, as shipped."""
-
     result = copy.deepcopy(actor).requires_grad_(False)
     for parameter in result.parameters():
         parameter.copy_(parameter.half().float())
@@ -222,7 +218,10 @@ def fit_noise(task_id: str, actor: Actor, target: float, seed: int) -> float:
     """The noise at which the actor's mean return is the target, by bisection (more noise, less return)."""
     low, high = 0.0, 2.0
     if not measure(task_id, actor, high, seed) < target < measure(task_id, actor, low, seed):
-        raise UserError(f"{task_id}: no exploration noise in [{low}, {high}] brings this actor to {target}")
+        raise UserError(
+            f"{task_id}: expected an exploration noise in [{low}, {high}] at which the last actor returns {target}, "
+            "found none; change the settings of its training"
+        )
     for _ in range(12):
         middle = (low + high) / 2
         if measure(task_id, actor, middle, seed) > target:
@@ -233,23 +232,14 @@ def fit_noise(task_id: str, actor: Actor, target: float, seed: int) -> float:
 
 
 def pack(quality: str, actors: list[Actor], noises: list[float]) -> dict[str, Tensor]:
-    """The policy file's tensors of one quality (datasets/native.py), snapshots sharing the episodes equally."""
-    size = len(actors)
-    tensors = {
-        f"layer{i}.{part}": torch.stack([actor.layers[i].get_parameter(part) for actor in actors]).half()
-        for i in range(len(actors[0].layers))
-        for part in ("weight", "bias")
-    }
-    for name in ("observation_mean", "observation_std"):
-        tensors[name] = torch.stack([getattr(actor, name) for actor in actors])
-    action_size = len(actors[0].layers[-1].get_parameter("bias"))
-    tensors["log_std"] = torch.tensor(noises).log()[:, None].expand(size, action_size).contiguous()
-    tensors["episodes_share"] = torch.full((size,), 1.0 / size)
-    return {f"{quality}/{name}": value for name, value in tensors.items()}
+    """The policy file's tensors of one quality; the snapshots collect equally many episodes."""
+    size, action_size = len(actors), len(actors[0].layers[-1].get_parameter("bias"))
+    log_std = torch.tensor(noises).log()[:, None].expand(size, action_size)
+    return policy_tensors(quality, [actor.export() for actor in actors], [1.0 / size] * size, log_std=log_std)
 
 
 def select(task_id: str, config: BehaviourConfig, actors: list[Actor]) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The policy file's tensors and the choices behind them.
+    """The policy file's tensors and the choices that led to them.
 
     expert: the last actor, its noise fitted to the published mean. medium: the first actor whose return at its own
     training noise reaches the published mean. medium-replay: the actors before it, each with its own noise.
@@ -260,7 +250,10 @@ def select(task_id: str, config: BehaviourConfig, actors: list[Actor]) -> tuple[
     while (reached := measure(task_id, actors[medium], config.noise(medium), config.seed)) < means["medium"]:
         medium += 1
         if medium == len(actors):
-            raise UserError(f"{task_id}: training never reached the medium mean {means['medium']}")
+            raise UserError(
+                f"{task_id}: expected training to reach the medium mean {means['medium']}, found {reached:.1f} at its "
+                "end; train for more iterations"
+            )
     replay = list(range(0, medium, config.replay_stride))
     tensors = pack("expert", actors[-1:], [expert_noise])
     tensors |= pack("medium", [actors[medium]], [config.noise(medium)])
@@ -278,18 +271,18 @@ def select(task_id: str, config: BehaviourConfig, actors: list[Actor]) -> tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(SHAPING))
-    parser.add_argument("--out", type=Path, required=True, help="folder for the policy file and the log of choices")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the policy file and the log of choices"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # the sum order, hence the weights, must not depend on the machine's core count
     config = CONFIGS[arguments.task]
-    actors = train(arguments.task, config)
-    tensors, choices = select(arguments.task, config, actors)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = arguments.task.replace("/", "_")
-    (arguments.out / f"{name}.safetensors").write_bytes(save(tensors))
-    (arguments.out / f"{name}.json").write_text(json.dumps(choices, indent=1) + "\n")
-    log.info("%s", json.dumps(choices, indent=1))
+    try:
+        tensors, choices = select(arguments.task, config, train(arguments.task, config))
+    except UserError as error:
+        parser.error(str(error))
+    log.info("%s", write_policies(arguments.out / arguments.task.replace("/", "_"), tensors, choices))
 
 
 if __name__ == "__main__":

@@ -1,131 +1,107 @@
 """Trains the behaviour policies of the native SMAC datasets: MAPPO on the embedded simulator.
 
-Multi-agent PPO (Yu et al. 2022, arXiv 2103.01955): one actor shared by the agents, on an agent's own observation and
-its number, legal actions only; one critic on the global state. Feed-forward: the shipped policies then depend on the
-present observation alone. Every iteration plays whole episodes, so that no value is needed where a batch ends.
+    python -m marl_flow.benchmarks.behaviour.smac train smac/3m --out runs/behaviour
+    python -m marl_flow.benchmarks.behaviour.smac select smac/3m --out runs/behaviour
 
-    python -m marl_flow.benchmarks.behaviour.smac train smac/3m --out runs/battles
-    python -m marl_flow.benchmarks.behaviour.smac select smac/3m --out runs/battles
+`train` takes a snapshot of the actor every few iterations and measures its return; a killed training resumes. `select`
+mixes, for each quality, two snapshots around the published mean so that they meet it, and writes the policy file that
+datasets/native.py reads, with the choices beside it.
 
-What plays is a mixture: with probability epsilon a uniform legal action, else one drawn from the network's softmax.
-Policies that are trained without the uniform part are brittle here: they win nearly always, and half as often with it.
-Training draws at temperature 1; measurements and datasets nearly take the likeliest action, as the published behaviour
-does, whose exploration is epsilon alone. Data drawn at 1 would mislead: in early training the likeliest action wins
-battles that draws lose, so that cloning the data beats them.
+MAPPO (mappo.py): the actor sees an agent's own observation and its number and takes legal actions only; the critic sees
+the global state. Both are feed-forward: the shipped policies then depend on the present observation alone. Every
+iteration plays whole episodes, so that no value is needed where a batch ends.
 
-`train` keeps an actor every few iterations, with what it returns; a killed one continues. `select` mixes, for each
-quality, two actors around the published mean so that they meet it, and writes the policy file that datasets/native.py
-reads, with the choices beside it.
+The policy that acts is a mixture: with probability epsilon a uniform legal action, else one drawn from the network's
+softmax. Policies trained without the uniform part are brittle here: they win nearly always, and half as often with it.
+Training draws at temperature 1. Measurements and datasets nearly take the most likely action, as the published
+behaviour does, whose exploration is epsilon alone. Data drawn at temperature 1 would mislead: early in training the
+most likely action wins battles that sampled actions lose, so that cloning the data beats them.
 """
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
-import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from marl_flow import seeding
 from marl_flow.benchmarks import suite
-from marl_flow.benchmarks.behaviour.snapshots import KeptActors, actor_file, read_record, write_policies
+from marl_flow.benchmarks.behaviour import mappo
+from marl_flow.benchmarks.behaviour.mappo import Batch, MappoConfig, clipped_objective, generalized_advantages
+from marl_flow.benchmarks.behaviour.snapshots import EvaluatedSnapshots, PolicyNetwork, policy_tensors, read_record
 from marl_flow.envs.smac.env import SmacEnv
-from marl_flow.interfaces import TaskSpec, TimeStep, UserError
-from marl_flow.module_state import pack_state, unpack_state
-
-log = logging.getLogger(__name__)
+from marl_flow.interfaces import TaskSpec, TimeStep
+from marl_flow.rollout import rollout
 
 QUALITIES = ("good", "medium", "poor")
 SELECT_EPISODES = 4000
 SHORTFALL = 0.25
 """By how much a dataset's mean return may stay below the published one, of a tolerance of 0.5."""
+REWARD_UNIT = 10.0
+"""Rewards are divided by this for the critic: a clean win is worth 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BattleConfig:
-    """Settings of MAPPO; discounts per step."""
+class BattleConfig(MappoConfig):
+    """Settings of the training."""
 
     iterations: int = 300
     episodes: int = 256
     """Whole episodes per iteration."""
-    hidden: int = 64
     critic_hidden: int = 128
     learning_rate: float = 7e-4
     epochs: int = 5
     minibatches: int = 8
-    clip: float = 0.2
+    """Minibatches per epoch."""
     epsilon: float = 0.05
     """Probability of a uniform legal action: the published behaviour policies' (`instadeepai/og-marl:
     docs/dataset_cards/og_marl.md`)."""
     temperature: float = 0.05
-    """Logits are divided by this where actors are measured and data collected."""
+    """Logits are divided by this where snapshots are measured and data collected."""
     entropy: float = 0.01
-    discount: float = 0.99
-    trace: float = 0.95
-    """Lambda of the generalised advantages."""
+    """Weight of the policy's entropy in the objective."""
     gradient_clip: float = 10.0
-    keep_every: int = 1
-    """Iterations between kept actors."""
+    snapshot_every: int = 1
     measure_episodes: int = 512
-    seed: int = 0
 
 
 CONFIGS: dict[str, BattleConfig] = {
     "smac/3m": BattleConfig(iterations=100),
     "smac/8m": BattleConfig(iterations=70),
     "smac/2s3z": BattleConfig(iterations=50),
-    # with 0.05 the best policy found returned 13, and the published good data 16.6
-    "smac/5m_vs_6m": BattleConfig(iterations=590, keep_every=5, minibatches=12, learning_rate=1e-3, epsilon=0.02),
+    # with an epsilon of 0.05 the best policy returned 13; the published good data have 16.6
+    "smac/5m_vs_6m": BattleConfig(iterations=590, snapshot_every=5, minibatches=12, learning_rate=1e-3, epsilon=0.02),
 }
-REWARD_UNIT = 10.0
-"""Rewards are divided by this for the critic: a clean win is worth 2."""
 
 
-class Actor(nn.Module):
-    """Logits [..., N, A] of observations [..., N, O] and the agents' numbers; a tanh after every hidden layer."""
+class Actor(PolicyNetwork):
+    """Logits [..., N, A] of observations [..., N, O], to which the agents' numbers are appended, one-hot."""
 
     def __init__(self, spec: TaskSpec, hidden: int) -> None:
-        super().__init__()
+        super().__init__([spec.observation_size + spec.num_agents, hidden, hidden, spec.action.size], 0.01)
         self.num_agents = spec.num_agents
-        sizes = [spec.observation_size + spec.num_agents, hidden, hidden, spec.action.size]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        with torch.no_grad():
-            self.layers[-1].get_parameter("weight").mul_(0.01)
 
     def forward(self, observations: Tensor) -> Tensor:
-        numbers = torch.eye(self.num_agents).expand(*observations.shape[:-1], self.num_agents)
-        x = torch.cat([observations, numbers], dim=-1)
-        for layer in self.layers[:-1]:
-            x = torch.tanh(layer(x))
-        return self.layers[-1](x)
+        agent_ids = torch.eye(self.num_agents).expand(*observations.shape[:-1], self.num_agents)
+        return super().forward(torch.cat([observations, agent_ids], dim=-1))
 
 
-class Critic(nn.Sequential):
-    """Value [..., 1] of a state [..., S] and the share of the time that has passed."""
-
-    def __init__(self, spec: TaskSpec, hidden: int) -> None:
-        assert spec.state_size is not None
-        super().__init__(
-            nn.Linear(spec.state_size + 1, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, hidden),
-            nn.Tanh(),
-            nn.Linear(hidden, 1),
-        )
+def log_probabilities(logits: Tensor, legal: Tensor, epsilon: float) -> Tensor:
+    """Log probabilities [..., A] of the mixture that acts; a large negative number where an action is not legal."""
+    network = logits.masked_fill(~legal, torch.finfo(logits.dtype).min).softmax(-1)
+    uniform = legal / legal.sum(-1, keepdim=True)
+    return ((1 - epsilon) * network + epsilon * uniform).clamp_min(1e-12).log()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """What E whole episodes of T steps showed; entries past an episode's end are not `real` [T, E].
+    """E whole episodes of T steps; entries after an episode's end are not `valid` [T, E].
 
-    observations [T, E, N, O], states [T, E, S + 1], masks [T, E, N, A], actions [T, E, N], rewards [T, E];
-    returns [E] undiscounted, won [E].
+    observations [T, E, N, O], states [T, E, S + 1] (the last: the fraction of the step limit that has passed), masks
+    [T, E, N, A], actions [T, E, N], rewards [T, E]; returns [E] undiscounted, won [E].
     """
 
     observations: Tensor
@@ -133,12 +109,62 @@ class Episodes:
     masks: Tensor
     actions: Tensor
     rewards: Tensor
-    real: Tensor
+    valid: Tensor
     returns: Tensor
     won: Tensor
 
 
-@torch.no_grad()
+class RecordingPlayer:
+    """A policy that also observes its rollout, [E, ...] per step: it acts only in rows that are not over."""
+
+    network_passes = 1
+
+    def __init__(self, actor: Actor, max_steps: int, epsilon: float, temperature: float) -> None:
+        self.actor, self.max_steps, self.epsilon, self.temperature = actor, max_steps, epsilon, temperature
+        self.frames: list[tuple[Tensor, ...]] = []
+        self.step: TimeStep | None = None
+
+    def reset(self, num_envs: int, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
+        """Legal choices [E, N]; rows that are over take their first legal one."""
+        assert self.step is not None and action_mask is not None
+        actions = action_mask.float().argmax(-1)
+        rows = (~self.step.finished).nonzero()[:, 0]
+        logits = self.actor(observations[rows]) / self.temperature
+        log_probs = log_probabilities(logits, action_mask[rows], self.epsilon)
+        uniform = torch.rand(log_probs.shape, generator=self.generator).clamp_(1e-9, 1 - 1e-7)
+        actions[rows] = (log_probs - torch.log(-torch.log(uniform))).argmax(-1)  # the Gumbel trick
+        return actions
+
+    def observe(self, step: TimeStep, actions: Tensor | None) -> None:
+        """Records a step: what was shown before it, the actions, and the rewards."""
+        if actions is not None:
+            before = self.step
+            assert before is not None and before.state is not None and before.action_mask is not None
+            time = before.state.new_full((len(actions), 1), len(self.frames) / self.max_steps)
+            shown = (before.observations, torch.cat([before.state, time], dim=-1), before.action_mask)
+            self.frames.append((*shown, actions, step.rewards[:, 0], ~before.finished))
+        self.step = step
+
+    def episodes(self) -> Episodes:
+        observations, states, masks, actions, rewards, valid = (
+            torch.stack(values) for values in zip(*self.frames, strict=True)
+        )
+        assert self.step is not None and self.step.won is not None
+        return Episodes(
+            observations=observations,
+            states=states,
+            masks=masks,
+            actions=actions,
+            rewards=rewards,
+            valid=valid,
+            returns=rewards.sum(0),
+            won=self.step.won,
+        )
+
+
 def play(
     env: SmacEnv,
     actor: Actor,
@@ -147,236 +173,124 @@ def play(
     epsilon: float,
     temperature: float = 1.0,
 ) -> Episodes:
-    """Whole episodes."""
-    step = env.reset(seeds)
-    frames: list[tuple[Tensor, ...]] = []
-    while not step.finished.all():
-        actions = choose(actor, step, generator, epsilon, temperature)
-        real = ~step.finished
-        assert step.state is not None and step.action_mask is not None
-        now = step.state.new_full((len(seeds), 1), len(frames) / env.spec.max_steps)
-        after = env.step(actions)
-        seen = (step.observations, torch.cat([step.state, now], dim=-1), step.action_mask)
-        frames.append((*seen, actions, after.rewards[:, 0], real))
-        step = after
-    observations, states, masks, actions, rewards, real = (torch.stack(part) for part in zip(*frames, strict=True))
-    assert step.won is not None
-    return Episodes(
-        observations=observations,
-        states=states,
-        masks=masks,
-        actions=actions,
-        rewards=rewards,
-        real=real,
-        returns=rewards.sum(0),
-        won=step.won,
-    )
-
-
-def choose(actor: Actor, step: TimeStep, generator: torch.Generator, epsilon: float, temperature: float) -> Tensor:
-    """Legal actions [E, N]; only rows that are not over are worked out, the others take their first legal action."""
-    assert step.action_mask is not None
-    legal = step.action_mask
-    actions = legal.float().argmax(-1)
-    rows = (~step.finished).nonzero()[:, 0]
-    chances = log_chances(actor(step.observations[rows]) / temperature, legal[rows], epsilon)
-    noise = -torch.log(-torch.log(torch.rand(chances.shape, generator=generator).clamp_(1e-9, 1 - 1e-7)))
-    actions[rows] = (chances + noise).argmax(-1)
-    return actions
-
-
-def log_chances(logits: Tensor, legal: Tensor, epsilon: float) -> Tensor:
-    """Log probabilities [..., A] of the mixture that plays; a large negative number where an action is not legal."""
-    own = logits.masked_fill(~legal, torch.finfo(logits.dtype).min).softmax(-1)
-    uniform = legal / legal.sum(-1, keepdim=True)
-    return ((1 - epsilon) * own + epsilon * uniform).clamp_min(1e-12).log()
+    """One whole episode per seed."""
+    player = RecordingPlayer(actor, env.spec.max_steps, epsilon, temperature)
+    player.reset(len(seeds), generator)
+    rollout(env, player, seeds, player.observe)
+    return player.episodes()
 
 
 def advantages(config: BattleConfig, episodes: Episodes, values: Tensor) -> tuple[Tensor, Tensor]:
     """Generalised advantages and value targets, [T, E]; values [T, E]. What follows an episode's end is worth 0."""
-    rewards, real = episodes.rewards / REWARD_UNIT, episodes.real.float()
-    following = torch.zeros_like(values[0])
-    carried = torch.zeros_like(values[0])
-    result = torch.zeros_like(values)
-    for t in reversed(range(len(values))):
-        surprise = rewards[t] + config.discount * following - values[t]
-        carried = (surprise + config.discount * config.trace * carried) * real[t]
-        result[t] = carried
-        following = values[t] * real[t]
+    after_last = torch.zeros_like(values[:1])
+    continues = torch.cat([episodes.valid[1:], torch.zeros_like(episodes.valid[:1])])
+    next_values = torch.cat([values[1:], after_last]) * continues
+    rewards = episodes.rewards / REWARD_UNIT
+    result = generalized_advantages(config, rewards, values, next_values, ~continues) * episodes.valid
     return result, result + values
 
 
-def improve(
-    config: BattleConfig,
-    actor: Actor,
-    critic: Critic,
-    optimizer: torch.optim.Optimizer,
-    episodes: Episodes,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    """One iteration's epochs of PPO; returns the last losses."""
-    with torch.no_grad():
-        values = critic(episodes.states)[..., 0]
-        advantage, target = advantages(config, episodes, values)
-        chosen = episodes.real
-        observations, masks, actions = episodes.observations[chosen], episodes.masks[chosen], episodes.actions[chosen]
-        states, advantage, target = episodes.states[chosen], advantage[chosen], target[chosen]
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-5)
-        alive = ~masks[..., 0]  # the dead may do nothing else than nothing
-        before = log_chances(actor(observations), masks, config.epsilon).gather(-1, actions[..., None])[..., 0]
-    last = {}
-    for _ in range(config.epochs):
-        order = torch.randperm(len(states), generator=generator)
-        for part in order.chunk(config.minibatches):
-            chances = log_chances(actor(observations[part]), masks[part], config.epsilon)
-            own = alive[part].float()
-            ratio = (chances.gather(-1, actions[part][..., None])[..., 0] - before[part]).exp()
-            gain = advantage[part][:, None]
-            kept = torch.minimum(ratio * gain, ratio.clamp(1 - config.clip, 1 + config.clip) * gain)
-            entropy = -(chances.exp() * chances).sum(-1)
-            actor_loss = -((kept + config.entropy * entropy) * own).sum() / own.sum()
-            value_loss = functional.huber_loss(critic(states[part])[..., 0], target[part])
-            optimizer.zero_grad(set_to_none=True)
-            (actor_loss + value_loss).backward()
-            nn.utils.clip_grad_norm_(actor.parameters(), config.gradient_clip)
-            nn.utils.clip_grad_norm_(critic.parameters(), config.gradient_clip)
-            optimizer.step()
-            last = {
-                "entropy": float((entropy.detach() * own).sum() / own.sum()),
-                "value_loss": float(value_loss.detach()),
-            }
-    return last
+class BattleLearner(mappo.Learner):
+    """MAPPO on one map."""
+
+    config: BattleConfig
+
+    def __init__(self, task_id: str, config: BattleConfig) -> None:
+        self.env, self.measure_env = SmacEnv(task_id, config.episodes), SmacEnv(task_id, config.measure_episodes)
+        assert self.env.spec.state_size is not None
+        generator = seeding.generator(config.seed, "battles", task_id)
+        with seeding.global_scope(generator):
+            self.actor = Actor(self.env.spec, config.hidden)
+            self.critic = mappo.critic_network(self.env.spec.state_size + 1, config.critic_hidden)
+        groups = [list(self.actor.parameters()), list(self.critic.parameters())]
+        super().__init__(task_id, config, self.actor, self.critic, generator, groups)
+
+    @torch.no_grad()
+    def collect(self, iteration: int) -> tuple[Batch, dict[str, float]]:
+        config, count = self.config, self.config.episodes
+        seeds = seeding.environment_seeds("behaviour", config.seed, count, start=iteration * count)
+        episodes = play(self.env, self.actor, seeds, self.generator, config.epsilon)
+        advantage, value_target = advantages(config, episodes, self.critic(episodes.states)[..., 0])
+        valid = episodes.valid
+        observations, masks, actions = episodes.observations[valid], episodes.masks[valid], episodes.actions[valid]
+        advantage, log_probs = advantage[valid], log_probabilities(self.actor(observations), masks, config.epsilon)
+        batch = Batch(
+            observations=observations,
+            states=episodes.states[valid],
+            actions=actions,
+            log_probs=log_probs.gather(-1, actions[..., None])[..., 0],
+            advantages=(advantage - advantage.mean()) / (advantage.std() + 1e-5),
+            value_targets=value_target[valid],
+            action_mask=masks,
+        )
+        return batch, {"return": round(float(episodes.returns.mean()), 2)}
+
+    def minibatch_size(self, num_steps: int) -> int:
+        return -(-num_steps // self.config.minibatches)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.action_mask is not None
+        alive = (~batch.action_mask[..., 0]).float()  # [M, N]; only the dead have action 0, and it alone
+        log_probs = log_probabilities(self.actor(batch.observations), batch.action_mask, self.config.epsilon)
+        chosen = log_probs.gather(-1, batch.actions[..., None])[..., 0]
+        objective = clipped_objective(self.config, chosen, batch.log_probs, batch.advantages[:, None])
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        actor_loss = -((objective + self.config.entropy * entropy) * alive).sum() / alive.sum()
+        value_loss = functional.huber_loss(self.critic(batch.states)[..., 0], batch.value_targets)
+        return actor_loss + value_loss, {"entropy": (entropy * alive).sum() / alive.sum(), "value_loss": value_loss}
+
+    def export(self) -> dict[str, Tensor]:
+        return self.actor.float16_layers()
+
+    def measure(self) -> dict[str, float]:
+        return measure(self.measure_env, self.export(), self.config)
 
 
-def train(task_id: str, config: BattleConfig, folder: Path) -> None:
-    """Trains to the last iteration, keeping actors and their record under `folder`; continues what is there."""
-    env = SmacEnv(task_id, config.episodes)
-    judge = SmacEnv(task_id, config.measure_episodes)
-    generator = seeding.generator(config.seed, "battles", task_id)
-    with seeding.global_scope(generator):
-        actor, critic = Actor(env.spec, config.hidden), Critic(env.spec, config.critic_hidden)
-    optimizer = torch.optim.Adam([*actor.parameters(), *critic.parameters()], lr=config.learning_rate, eps=1e-5)
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = {"actor": actor, "critic": critic, "optimizer": optimizer}
-    kept, first = KeptActors(folder, task_id, config), 0
-    if (state := kept.resume()) is not None:
-        generator.set_state(state.pop("generator"))
-        first = unpack_state(parts, state)
-    for iteration in range(first, config.iterations + 1):
-        if iteration % config.keep_every == 0:
-            now = {**pack_state(parts, iteration), "generator": generator.get_state()}
-            row = kept.keep(iteration, rounded(actor), measure(judge, actor, config), now)
-            log.info("%s %s", task_id, json.dumps(row))
-        if iteration == config.iterations:
-            return
-        seeds = seeding.environment_seeds("behaviour", config.seed, config.episodes, start=iteration * config.episodes)
-        episodes = play(env, actor, seeds, generator, config.epsilon)
-        losses = improve(config, actor, critic, optimizer, episodes, generator)
-        log.info("%d: return %.2f %s", iteration, float(episodes.returns.mean()), losses)
-
-
-def rounded(actor: Actor) -> dict[str, Tensor]:
-    """An actor's weights as shipped, float16."""
-    return {name: value.half() for name, value in actor.state_dict().items()}
-
-
-def measure(env: SmacEnv, actor: Actor, config: BattleConfig) -> dict[str, float]:
-    """What the rounded actor returns, as the datasets play it, over episodes that no training and no dataset uses."""
-    judged = Actor(env.spec, config.hidden)
-    judged.load_state_dict({name: value.float() for name, value in rounded(actor).items()})
+def measure(env: SmacEnv, weights: dict[str, Tensor], config: BattleConfig) -> dict[str, float]:
+    """What an exported actor returns, played as in the datasets, over episodes that no training and no dataset uses."""
+    actor = Actor(env.spec, config.hidden).requires_grad_(False)
+    actor.load_state_dict({name: value.float() for name, value in weights.items()})
     seeds = seeding.environment_seeds("behaviour", config.seed + 1, env.num_envs)
     generator = seeding.generator(config.seed, "measure")
-    episodes = play(env, judged, seeds, generator, config.epsilon, config.temperature)
+    episodes = play(env, actor, seeds, generator, config.epsilon, config.temperature)
     return {
         "return": round(float(episodes.returns.mean()), 3),
         "std": round(float(episodes.returns.std()), 3),
         "won": round(float(episodes.won.float().mean()), 3),
-        "length": round(float(episodes.real.sum(0).float().mean()), 2),
+        "length": round(float(episodes.valid.sum(0).float().mean()), 2),
     }
 
 
-def load(folder: Path, iteration: int, spec: TaskSpec, config: BattleConfig) -> Actor:
-    """A kept actor, its weights as shipped."""
-    actor = Actor(spec, config.hidden)
-    weights = load_file(actor_file(folder, iteration))
-    actor.load_state_dict({name: value.float() for name, value in weights.items()})
-    return actor.requires_grad_(False)
+def training_folder(task_id: str, out: Path) -> Path:
+    return out / task_id.replace("/", "_")
 
 
-def select(task_id: str, folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """The policy file's tensors and the choices behind them.
+def train(task_id: str, out: Path) -> None:
+    """Trains to the last iteration, in a folder below `out`."""
+    BattleLearner(task_id, CONFIGS[task_id]).train(training_folder(task_id, out))
 
-    Of each quality: the last kept actor before training first passed the published mean and the first from there on
-    whose means, measured again over more episodes, lie below and above it; the later one plays as many of the episodes
-    as brings the mean to the target. Where none of the later ones passes it but the best comes within SHORTFALL, that
-    one plays alone.
-    """
-    record = read_record(folder)
-    config = BattleConfig(**record["config"])
-    kept = record["kept"]
-    judge = SmacEnv(task_id, SELECT_EPISODES)
-    measured: dict[int, dict[str, float]] = {}
 
-    def actor(index: int) -> Actor:
-        return load(folder, int(kept[index]["iteration"]), judge.spec, config)
-
-    def mean(index: int) -> float:
-        if index not in measured:
-            measured[index] = measure(judge, actor(index), config)
-        return measured[index]["return"]
-
+def select(task_id: str, out: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The policy file's tensors and the choices that led to them, of the training below `out`."""
+    folder = training_folder(task_id, out)
+    config = BattleConfig(**read_record(folder)["config"])
+    env = SmacEnv(task_id, SELECT_EPISODES)
+    snapshots = EvaluatedSnapshots(folder, lambda weights: measure(env, weights, config))
     tensors: dict[str, Tensor] = {}
     choices: dict[str, object] = {"config": asdict(config)}
     for quality in QUALITIES:
         target = suite.dataset_means()[f"{task_id}/{quality}"]
-        passed = next((index for index, row in enumerate(kept) if row["return"] >= target), len(kept))
-        early = next((index for index in reversed(range(passed)) if mean(index) < target), None)
-        late = next((index for index in range(passed, len(kept)) if mean(index) > target), None)
-        if late is None:
-            late = max(range(len(kept)), key=lambda index: kept[index]["return"])
-        if early is None or mean(late) < target - SHORTFALL:
-            best = max(row["return"] for row in kept)
-            raise UserError(f"{task_id}: expected training to pass {target} ({quality}), it reached {best}; train on")
-        share = min(1.0, (target - mean(early)) / (mean(late) - mean(early)))
-        chosen = {early: 1 - share, late: share} if share < 1 else {late: 1.0}
-        tensors |= _pack(quality, [actor(index) for index in chosen], list(chosen.values()), config)
-        choices[quality] = {
-            "target": target,
-            "actors": [
-                {"iteration": int(kept[index]["iteration"]), "share": part, **measured[index]}
-                for index, part in chosen.items()
-            ],
-        }
+        fractions = snapshots.around_first_pass(target, SHORTFALL)
+        tensors |= policy_tensors(
+            quality,
+            [snapshots.weights(index) for index in fractions],
+            list(fractions.values()),
+            epsilon=torch.full((len(fractions),), config.epsilon),
+            temperature=torch.full((len(fractions),), config.temperature),
+        )
+        choices[quality] = snapshots.choices(target, fractions)
     return tensors, choices
 
 
-def _pack(quality: str, actors: list[Actor], shares: list[float], config: BattleConfig) -> dict[str, Tensor]:
-    """The policy file's tensors of one quality (datasets/behaviour.py)."""
-    tensors = {
-        f"layer{i}.{part}": torch.stack([actor.layers[i].get_parameter(part) for actor in actors]).half()
-        for i in range(len(actors[0].layers))
-        for part in ("weight", "bias")
-    }
-    tensors["epsilon"] = torch.full((len(actors),), config.epsilon)
-    tensors["temperature"] = torch.full((len(actors),), config.temperature)
-    tensors["episodes_share"] = torch.tensor(shares)
-    return {f"{quality}/{name}": value for name, value in tensors.items()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("train", "select"))
-    parser.add_argument("task", choices=sorted(CONFIGS))
-    parser.add_argument("--out", type=Path, required=True, help="folder for kept actors, the policy file and its log")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)  # the sum order, hence the weights, must not depend on the machine's core count
-    name = arguments.task.replace("/", "_")
-    if arguments.command == "train":
-        train(arguments.task, CONFIGS[arguments.task], arguments.out / name)
-        return
-    tensors, choices = select(arguments.task, arguments.out / name)
-    log.info("%s", write_policies(arguments.out / name, tensors, choices))
-
-
 if __name__ == "__main__":
-    main()
+    mappo.main(__doc__, CONFIGS, train, select)

@@ -1,28 +1,28 @@
-"""Speed of the MA-MuJoCo environments beside the libraries', in environment steps (one control step of one robot).
+"""Speed of the MA-MuJoCo environments beside other libraries', in environment steps (one control step of one robot).
 
-Everything is measured in turn in one process, so that what else the machine does is in all of a ratio's numbers. Ours
+Everything is measured in turn in one process. Ours
 uses two cores and the libraries one: ratios of wall time need the second core free, those per CPU-second do not. Steps
 include resets, observations and rewards; actions are random and drawn beforehand. The last row is the wall time of an
-evaluation, with as many threads as torch takes. `benchmarks/bench.py` prints them.
+evaluation, with as many threads as torch takes.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
 from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
-from marl_flow.commands import train as making
+from marl_flow.benchmarks.speed.timing import REPEATS, Row, Run, steps_per_second
 from marl_flow.commands.data import training_data
+from marl_flow.commands.train import make_run
 from marl_flow.datasets import native
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.mamujoco.env import FRAME_SKIP, RobotEnv
@@ -30,58 +30,59 @@ from marl_flow.interfaces import ActingConfig, TimeStep
 
 NUM_ENVS, NUM_THREADS = 64, 2
 EPISODE = 40
-"""Steps between resets: most random ants still stand then, and few rows are frozen."""
+"""Steps between resets: most ants under random actions still stand then, and few rows are frozen."""
 SINGLE_EPISODES = {"Ant": 40, "HalfCheetah": 200}
 """Episodes of one repeat where one robot is stepped alone."""
-REPEATS = 5
 GYMNASIUM_TARGET, LIBRARY_TARGET, OBSERVATION_TARGET = 2.0, 3.0, 10.0
+"""At least so many times the speed of gymnasium and of `mamujoco_v1`; at most so many per cent of a step's time."""
 EVALUATED, EVALUATION_TARGET = 100, 900
 """Episodes of the evaluation that is timed, and seconds it may take."""
 
-Run = Callable[[], int]
-"""Plays something and returns how many environment steps it made."""
 
-
-def rows() -> Iterator[dict[str, Any]]:
-    """Records of name, value, unit, target: our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, the
-    share of a step spent on observations; then three ways of stepping the engine alone, of which we take the first; in
-    the end an evaluation."""
+def rows() -> Iterator[Row]:
+    """Our speed, its ratios to gymnasium's own robot and to `mamujoco_v1`, and the time that observations take; then
+    three ways of stepping the engine alone, of which we use the first; finally an evaluation."""
     with seeding.one_thread():
         for task_id, scenario, partition in (
             ("mamujoco/2ant", "Ant", "2x4"),
             ("mamujoco/2halfcheetah", "HalfCheetah", "2x3"),
         ):
-            env = RobotEnv(task_id, NUM_ENVS, num_threads=NUM_THREADS)
-            runs = {
-                "ours": our_run(env),
-                "gymnasium": single_run(scenario),
-                "library": library_run(scenario, partition),
-            }
-            speeds, per_cpu = in_turn(runs)
-            name, ant = f"{task_id}, {NUM_ENVS} at once, {NUM_THREADS} threads", scenario == "Ant"
-            yield row(name, speeds["ours"], "steps/s")
-            for other, title, target in (
+            env, is_ant = RobotEnv(task_id, NUM_ENVS, num_threads=NUM_THREADS), scenario == "Ant"
+            with engine.quiet():
+                speeds, per_cpu = steps_per_second(
+                    {
+                        "ours": our_run(env),
+                        "gymnasium": single_run(scenario),
+                        "library": library_run(scenario, partition),
+                    }
+                )
+            yield Row(f"{task_id}, {NUM_ENVS} at once, {NUM_THREADS} threads", speeds["ours"], "steps/s")
+            for library, title, target in (
                 ("gymnasium", f"gymnasium's {scenario}-v5", GYMNASIUM_TARGET),
                 ("library", f"mamujoco_v1 {scenario} {partition}", LIBRARY_TARGET),
             ):
-                yield row(f"  against {title}", speeds["ours"] / speeds[other], "x", target if ant else None)
-                yield row(f"  against {title}, per CPU-second", per_cpu["ours"] / per_cpu[other], "x")
-            yield row("  observations, share of a step", observation_share(env), "%", OBSERVATION_TARGET)
-            speeds, _ = in_turn(engine_runs(env._partition.robot.model))
-            for way, speed in speeds.items():
-                yield row(f"  {way}, engine alone", speed, "steps/s")
-    yield row(f"2halfcheetah, {EVALUATED} episodes of CoFlow-C, k = 1", evaluation_seconds(), "s", EVALUATION_TARGET)
+                name = f"{task_id} against {title}"
+                yield Row(name, speeds["ours"] / speeds[library], "x", target if is_ant else None)
+                yield Row(f"{name}, per CPU-second", per_cpu["ours"] / per_cpu[library], "x")
+            percent = observation_percent(env)
+            yield Row(f"{task_id}, time of a step spent on observations", percent, "%", OBSERVATION_TARGET)
+            with engine.quiet():
+                speeds, _ = steps_per_second(engine_runs(env._partition.robot.model))
+            for stepper, speed in speeds.items():
+                yield Row(f"{task_id}, the engine alone by {stepper}", speed, "steps/s")
+    seconds = evaluation_seconds()
+    yield Row(f"2halfcheetah, {EVALUATED} episodes of CoFlow-C, k = 1", seconds, "s", EVALUATION_TARGET)
 
 
 def evaluation_seconds() -> float:
     """Wall time of an evaluation over whole episodes: CoFlow (compact, horizon and history of the paper) on a robot
-    that never falls. How well it was trained changes nothing, so it hardly was."""
-    with tempfile.TemporaryDirectory() as place:
-        store = native.build("mamujoco/2halfcheetah/poor", Path(place) / "data", envs.make, episodes=10)
-        planned = making.plan(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
+    that never falls. It is hardly trained: that changes nothing about the time."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = native.build("mamujoco/2halfcheetah/poor", Path(folder) / "data", envs.make, episodes=10)
+        planned = make_run(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
         kind, data = baselines.get(planned.algorithm), training_data(store)
         trained = training.train(
-            Path(place) / "run", kind, planned.config, planned.training, data, preset=planned.preset
+            Path(folder) / "run", kind, planned.config, planned.training, data, preset=planned.preset
         )
         algorithm, _ = checkpoint.load_algorithm(trained.checkpoint, baselines.get, device=torch.device("cpu"))
         acting = ActingConfig(execution="centralized", num_sampling_steps=1, target_return=0.0)
@@ -93,25 +94,6 @@ def evaluation_seconds() -> float:
             evaluation.evaluation_seeds(EVALUATED),
         )
         return time.perf_counter() - start
-
-
-def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "target": target}
-
-
-def in_turn(runs: Mapping[str, Run]) -> tuple[dict[str, float], dict[str, float]]:
-    """Steps per second and per CPU-second of each run: the medians of REPEATS rounds, after one that warms up."""
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
-    with engine.quiet():
-        for _ in range(REPEATS + 1):
-            for name, run in runs.items():
-                used, start = time.process_time(), time.perf_counter()
-                steps = run()
-                wall[name].append(steps / (time.perf_counter() - start))
-                cpu[name].append(steps / (time.process_time() - used))
-    by_wall, by_cpu = ({name: sorted(values[1:])[REPEATS // 2] for name, values in of.items()} for of in (wall, cpu))
-    return by_wall, by_cpu
 
 
 def our_run(env: RobotEnv) -> Run:
@@ -182,7 +164,7 @@ def drawn(*shape: int) -> np.ndarray:
     return (2.0 * torch.rand(shape, generator=source) - 1.0).numpy()
 
 
-def observation_share(env: RobotEnv) -> float:
+def observation_percent(env: RobotEnv) -> float:
     """Per cent of the time of steps that goes into gathering observations and handing them out."""
     spent = 0.0
 
@@ -243,8 +225,8 @@ def engine_runs(model_name: str) -> dict[str, Run]:
             batch.step(nstep=FRAME_SKIP)
         return EPISODE * NUM_ENVS
 
-    def advance(part: range, control: np.ndarray, reached: np.ndarray) -> None:
-        for number in part:
+    def advance(numbers: range, control: np.ndarray, reached: np.ndarray) -> None:
+        for number in numbers:
             robots[number].ctrl[:] = control[number]
             mujoco.mj_step(model, robots[number], FRAME_SKIP)
             reached[number] = robots[number].qpos

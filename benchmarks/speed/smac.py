@@ -1,9 +1,8 @@
 """Speed of the embedded SMAC, in environment steps (one joint step of one unfinished battle), and its memory.
 
-Random legal play in whole episodes, so that battles that are over cost but do not count. Resets, observations, states,
-legal actions and rewards are included; choosing actions is not, its cost is a row of its own. SMAClite, where it can be
-imported, takes its turns in the same process and plays the same maps in the same way, one battle at a time.
-`benchmarks/bench.py` prints the rows.
+Random legal play in whole episodes: battles that are over cost time but do not count. Resets, observations, states,
+legal actions and rewards are included; choosing actions is not, its cost has a row of its own. SMAClite, where it can
+be imported, takes turns in the same process and plays the same maps in the same way, one battle at a time.
 """
 
 from __future__ import annotations
@@ -12,21 +11,26 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
 from marl_flow import seeding
+from marl_flow.benchmarks.speed.timing import Row
 from marl_flow.benchmarks.studies.smac_simulator import ACTION_STREAM, random_legal
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.maps import find_map
+
+log = logging.getLogger(__name__)
 
 TARGETS = {"3m": 50_000, "8m": 20_000, "2s3z": 20_000, "5m_vs_6m": None}
 BATCHES = (1024, 4096)
@@ -34,59 +38,59 @@ BATCHES = (1024, 4096)
 REPEATS = 3
 LITE_EPISODES = 5
 MEMORY_MAP, MEMORY_BATCHES, MEMORY_STEPS = "8m", (8192, 16384, 32768), 3
-KEPT_BY_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-"""glibc keeps freed memory up to thresholds that it raises as it goes; held low, a peak is what battles held."""
+MALLOC_THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+"""Environment variables. glibc keeps freed memory up to thresholds that it raises while it runs; with low, fixed
+ones, the peak is the memory that battles take."""
 LITE_HINT = (
-    "SMAClite is not here, so no ratio: get its repository uoe-agents/smaclite and the packages in its setup.py, and "
-    "name both folders in PYTHONPATH"
+    "SMAClite is not installed, so no ratio was measured: get its repository uoe-agents/smaclite and the packages in "
+    "its setup.py, and add both folders to PYTHONPATH"
 )
 
-Run = Callable[[], tuple[int, float, float]]
-"""Plays something: environment steps, CPU-seconds they took, CPU-seconds of choosing actions."""
+CountedRun = Callable[[], tuple[int, float, float]]
+"""Plays something: environment steps, CPU-seconds that stepping took, CPU-seconds that choosing actions took."""
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """Records of name, value, unit, target; memory where /proc tells it (Linux)."""
+def rows() -> Iterator[Row]:
+    """Speed per map and batch size, ratios to SMAClite where it is installed, memory where /proc tells it (Linux)."""
     with seeding.one_thread():
         for name, target in TARGETS.items():
-            runs: dict[str, Run] = {f"{size:,} at once": our_run(name, size) for size in BATCHES}
+            runs: dict[str, CountedRun] = {f"{size:,} at once": our_run(name, size) for size in BATCHES}
             if has_lite():
                 runs["lite"] = lite_run(name)
-            speeds, shares = in_turn(runs)
-            for size in BATCHES:
-                way = f"{size:,} at once"
-                goal = target if size == BATCHES[-1] else None
-                yield row(f"smac/{name}, {way}", speeds[way], "steps/CPU-s", goal)
-            yield row("  choosing random actions, added to a step", 100.0 * shares[way], "%")
+            speeds, choosing = in_turn(runs)
+            largest = f"{BATCHES[-1]:,} at once"
+            for batch in (batch for batch in runs if batch != "lite"):
+                goal = target if batch == largest else None
+                yield Row(f"smac/{name}, {batch}", speeds[batch], "steps/CPU-s", goal)
+            percent = 100.0 * choosing[largest]
+            yield Row(f"smac/{name}, choosing random actions, added to a step", percent, "%")
             if has_lite():
-                yield row("  SMAClite, one battle", speeds["lite"], "steps/CPU-s")
-                yield row("  against SMAClite", speeds[way] / speeds["lite"], "x")
+                yield Row(f"smac/{name}, SMAClite, one battle", speeds["lite"], "steps/CPU-s")
+                yield Row(f"smac/{name} against SMAClite", speeds[largest] / speeds["lite"], "x")
     if Path("/proc/self/status").exists():
         yield from memory_rows()
+    if not has_lite():
+        log.warning(LITE_HINT)
 
 
 def has_lite() -> bool:
     return importlib.util.find_spec("smaclite") is not None
 
 
-def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "target": target}
-
-
-def in_turn(runs: dict[str, Run]) -> tuple[dict[str, float], dict[str, float]]:
+def in_turn(runs: dict[str, CountedRun]) -> tuple[dict[str, float], dict[str, float]]:
     """Steps per CPU-second of each run, and the cost of choosing over that of stepping: medians of REPEATS rounds."""
     speeds: dict[str, list[float]] = {name: [] for name in runs}
-    shares: dict[str, list[float]] = {name: [] for name in runs}
+    fractions: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(REPEATS):
         for name, run in runs.items():
             steps, seconds, choosing = run()
             speeds[name].append(steps / seconds)
-            shares[name].append(choosing / seconds)
-    speed, share = ({name: sorted(v)[REPEATS // 2] for name, v in part.items()} for part in (speeds, shares))
-    return speed, share
+            fractions[name].append(choosing / seconds)
+    speed, fraction = ({name: median(v) for name, v in values.items()} for values in (speeds, fractions))
+    return speed, fraction
 
 
-def our_run(name: str, num_envs: int) -> Run:
+def our_run(name: str, num_envs: int) -> CountedRun:
     """One episode of every row."""
     env = SmacEnv(f"smac/{name}", num_envs)
     seeds = torch.tensor(seeding.environment_seeds("behaviour", 2, num_envs))
@@ -122,12 +126,12 @@ def lite_map(name: str) -> dict[str, Any]:
     """A marines' map, which SMAClite does not ship, in its own format: as its 10m_vs_11m."""
     left, _, right = name.partition("_vs_")
     ours, theirs = int(left.removesuffix("m")), int((right or left).removesuffix("m"))
-    sides = (("ALLY", 9, ours), ("ENEMY", 23, theirs))
+    armies = (("ALLY", 9, ours), ("ENEMY", 23, theirs))
     return {
         "name": name,
         "num_allied_units": ours,
         "num_enemy_units": theirs,
-        "groups": [{"x": x, "y": 16, "faction": side, "units": {"MARINE": count}} for side, x, count in sides],
+        "groups": [{"x": x, "y": 16, "faction": side, "units": {"MARINE": count}} for side, x, count in armies],
         "attack_point": [9, 16],
         "terrain_preset": "SIMPLE",
         "num_unit_types": 0,
@@ -136,7 +140,7 @@ def lite_map(name: str) -> dict[str, Any]:
     }
 
 
-def lite_run(name: str) -> Run:
+def lite_run(name: str) -> CountedRun:
     """LITE_EPISODES battles of SMAClite one after the other, with SMAC's step limit."""
     from smaclite.env.maps.map import MapInfo, get_standard_map
     from smaclite.env.smaclite import SMACliteEnv
@@ -177,22 +181,25 @@ def lite_run(name: str) -> Run:
 # Memory
 
 
-def memory_rows() -> Iterator[dict[str, Any]]:
-    """Peak memory of a battle, observations and states included, and how far from linear it is in their number."""
+def memory_rows() -> Iterator[Row]:
+    """Peak memory per battle, observations and states included, and how far it is from linear in their number."""
     small, middle, large = MEMORY_BATCHES
-    os.environ |= dict.fromkeys(KEPT_BY_MALLOC, "65536")  # the processes read them
+    os.environ |= dict.fromkeys(MALLOC_THRESHOLDS, "65536")  # the processes read them
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = {size: pool.apply(peak_bytes, (size,)) for size in MEMORY_BATCHES}
     first = (peaks[middle] - peaks[small]) / (middle - small)
     second = (peaks[large] - peaks[middle]) / (large - middle)
-    yield row(f"smac/{MEMORY_MAP}, memory per battle", second / 1024, "KiB")
-    yield row(
-        f"  from linear, {small:,} to {middle:,} to {large:,} battles", 100.0 * abs(second / first - 1.0), "%", 10
+    yield Row(f"smac/{MEMORY_MAP}, memory per battle", second / 1024, "KiB")
+    yield Row(
+        f"smac/{MEMORY_MAP}, memory, off linear from {small:,} to {middle:,} to {large:,}",
+        100.0 * abs(second / first - 1.0),
+        "%",
+        10,
     )
 
 
 def peak_bytes(num_envs: int) -> int:
-    """Most memory that a fresh process ever held in which so many battles were fought."""
+    """Peak memory of a fresh process in which so many battles were fought."""
     torch.set_num_threads(1)
     env = SmacEnv(f"smac/{MEMORY_MAP}", num_envs)
     seeds = torch.tensor(seeding.environment_seeds("behaviour", 2, num_envs))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from marl_flow import seeding
+from marl_flow.benchmarks.speed.timing import Row, best_seconds
 from marl_flow.datasets.store import EpisodeStore, open_store
 from marl_flow.datasets.windows import WindowSampler
 from marl_flow.datasets.writer import write_store
@@ -19,28 +19,28 @@ from marl_flow.interfaces import ActionSpec, TaskSpec, WindowSpec
 
 SHAPES = ((0, 23, 64), (0, 4, 256), (18, 9, 256), (0, 1, 1024))
 """History, horizon and batch size: MPE as published, `compact`, MA-MuJoCo as published, temporal differences."""
+DRAWS = 50
+"""Batches drawn per timing."""
 
 
-def rows() -> list[dict[str, Any]]:
-    """One row per measurement: name, value, unit, and the target it is held against (None: none was set)."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _measure(Path(folder) / "million")
+def rows() -> Iterator[Row]:
+    """Seconds to open and verify; frames per second drawn, per shape."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "million"
+        write_store(folder, million_transitions())
+        yield Row("open and verify, 1 M transitions", best_seconds(lambda: open_store(folder)), "s", 1.0)
+        store = open_store(folder, verify=False)
+        for history, horizon, batch in SHAPES:
+            window = WindowSpec(history=history, horizon=horizon, discount=0.99)
+            sampler = WindowSampler(store, window, torch.device("cpu"))
+            seconds = best_seconds(partial(draw_batches, sampler, batch, seeding.generator(0, "bench")))
+            frames = DRAWS * batch * (history + horizon + 1) / seconds
+            yield Row(f"windows drawn, C {history}, H {horizon}, batch {batch}", frames, "frames/s", 1e6)
 
 
-def _measure(folder: Path) -> list[dict[str, Any]]:
-    write_store(folder, million_transitions())
-    seconds = _best_seconds(lambda: open_store(folder))
-    result = [_row("open and verify, 1 M transitions", seconds, "s", 1.0)]
-    store = open_store(folder, verify=False)
-    for history, horizon, batch in SHAPES:
-        window = WindowSpec(history=history, horizon=horizon, discount=0.99)
-        sampler = WindowSampler(store, window, torch.device("cpu"))
-        generator = seeding.generator(0, "bench")
-        draws = 50
-        seconds = _best_seconds(lambda: [sampler.draw(batch, generator) for _ in range(draws)])  # noqa: B023
-        frames = draws * batch * (history + horizon + 1) / seconds
-        result.append(_row(f"windows drawn, C {history}, H {horizon}, batch {batch}", frames, "frames/s", 1e6))
-    return result
+def draw_batches(sampler: WindowSampler, batch: int, generator: torch.Generator) -> None:
+    for _ in range(DRAWS):
+        sampler.draw(batch, generator)
 
 
 def million_transitions() -> EpisodeStore:
@@ -64,18 +64,3 @@ def million_transitions() -> EpisodeStore:
         offsets=np.arange(episodes + 1) * spec.max_steps,
         terminated=np.zeros(episodes, dtype=bool),
     )
-
-
-def _best_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Shortest of a few runs after one that warms the caches: other processes only ever add time."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _row(name: str, value: float, unit: str, target: float | None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "target": target}

@@ -1,7 +1,7 @@
 """What is known of SMAC outside this suite, and the embedded simulator's reading of the same quantities.
 
 Figures of StarCraft II itself, of datasets collected in it and of SMAClite; `regression` measures what a recorded
-episode shows. `smac_simulator.py` prints them side by side.
+episode shows. `smac_simulator.py` puts them side by side.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ def test_the_mamujoco_table_is_complete() -> None:
         assert paper["return_to_go_update"] == "False" and not config.updates_return(task_spec("mamujoco/2ant"))
 
 
+@pytest.mark.slow
 def test_a_campaign_runs_through_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches parts that do not fit together, an overview without a dataset, and work done twice."""
     monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))

@@ -259,6 +259,7 @@ def test_a_run_starts_from_the_papers_configuration(capsys: pytest.CaptureFixtur
     assert "  conditioning=decentralized " in text and "  returns_scale=500.0 " in text and "  updates=7 " in text
 
 
+@pytest.mark.slow
 def test_train_eval_and_report_make_one_journey(tool: Tool, place: Path) -> None:
     """Catches commands that do not fit together, work done twice, and results lost between them."""
     first = tool(*bc("runs/bc", "updates=6"))
@@ -346,6 +347,7 @@ def test_a_folder_of_another_run_is_left_alone(place: Path, capsys: pytest.Captu
     assert {path: path.read_bytes() for path in (place / "a").rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_behind_a_checkpoint_and_the_same_command_continues(place: Path) -> None:
     """Catches an interrupted training that loses its work, ends with a traceback, or exits as if it had finished."""
     command = [sys.executable, "-m", "marl_flow", *bc("a", "updates=100000", "checkpoint_every=100000", "log_every=5")]
@@ -404,6 +406,7 @@ def test_target_rules_are_computed_and_recorded(place: Path) -> None:
     assert read_results(place / "c")[-1].gate_scale == 0.0
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_through_and_continues(place: Path) -> None:
     """Catches a quickstart whose parts do not fit, or that starts from nothing when it is started again."""
     tiny = ("updates=1", "batch_size=8", "width=16", "token_blocks=1", "inverse_hidden=8", "tensorboard=false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from marl_flow import seeding
 from marl_flow.benchmarks.speed import smac
 from marl_flow.benchmarks.studies import smac_simulator
 from marl_flow.benchmarks.studies.smac_references import loops_per_shot, regression
+from marl_flow.benchmarks.tables.definitions import SMAC_SIMULATOR
+from marl_flow.benchmarks.tables.folders import RESULTS, read_rows
 from marl_flow.envs.smac.env import SmacEnv
 from marl_flow.envs.smac.scripted import ScriptedTeam
 from marl_flow.interfaces import UserError
@@ -44,8 +47,8 @@ def test_rows_are_what_single_battles_give() -> None:
     assert cell["return_sd"] == pytest.approx(float(expected.std()), abs=1e-5)
     assert cell["mean_length"] == pytest.approx(sum(lengths) / EPISODES)
     assert (cell["win_rate"], cell["enemies_left"]) == (wins / EPISODES, pytest.approx(left / EPISODES))
-    row = f"| 3m | focus | {expected.mean():.2f} ± {expected.std():.2f} | {100 * wins / EPISODES:.1f} ["
-    assert row in smac_simulator.markdown(result)
+    (row,) = (row for row in smac_simulator.files(result)["teams"] if (row["map"], row["team"]) == ("3m", "focus"))
+    assert (row["return_mean"], row["win_rate"]) == (pytest.approx(float(expected.mean()), abs=1e-5), wins / EPISODES)
 
 
 def test_random_actions_are_uniform_over_the_legal_ones() -> None:
@@ -71,31 +74,38 @@ def test_loops_between_shots() -> None:
     assert loops_per_shot(rewards) == 16.0
 
 
-def test_what_it_refuses(tmp_path: Path) -> None:
-    """Catches an unknown map found out after minutes, and a document without a place for the tables."""
+def test_what_it_refuses() -> None:
+    """Catches an unknown map found out after minutes, and a deviation of one episode."""
     with pytest.raises(UserError, match="unknown SMAC map '3n'"):
         smac_simulator.study(["3m", "3n"], EPISODES)
     with pytest.raises(UserError, match="at least 2 episodes"):
         smac_simulator.study(["3m"], 1)
-    document = tmp_path / "page.md"
-    document.write_text("no marks")
-    with pytest.raises(UserError, match="add them"):
-        smac_simulator.main(["--out", str(tmp_path), "--insert", str(document), "3m"])
 
 
-def test_the_command_writes_its_tables_into_a_document(tmp_path: Path) -> None:
-    """Catches text around the marks that is lost, and a second run that nests or repeats the tables."""
-    begin, end = smac_simulator.MARKS
-    document = tmp_path / "page.md"
-    document.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    smac_simulator.main(["--out", str(tmp_path / "out"), "--episodes", "4", "--insert", str(document), "3m"])
-    first, tables = document.read_text(), (tmp_path / "out" / "smac_study.md").read_text()
-    assert first.startswith(f"before\n{begin}\n") and first.endswith(f"{end}\nafter\n") and "old" not in first
-    assert tables in first and smac_simulator.inserted(first, tables, document) == first
-    assert json.loads((tmp_path / "out" / "smac_study.json").read_text())["episodes"] == 4
+def test_the_command_writes_the_files_of_its_tables(tmp_path: Path) -> None:
+    """Catches a file or column that the published tables read and a new study would not write."""
+    smac_simulator.main(["--out", str(tmp_path), "--episodes", "4", "3m"])
+    published = Path(__file__).parents[3] / RESULTS / SMAC_SIMULATOR
+    for path in published.glob("*.csv"):
+        fresh, kept = read_rows(tmp_path / path.name), read_rows(path)
+        assert set(kept[0]) <= set(fresh[0])
+    (focus,) = (row for row in read_rows(tmp_path / "teams.csv") if row["team"] == "focus")
+    assert (focus["map"], focus["episodes"]) == ("3m", "4")
+    groups = {row["wins"]: row["maps"] for row in read_rows(tmp_path / "scripts.csv")}
+    assert sorted(groups.values()) == ["3m", "none", "none"]
 
 
-def test_a_killed_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simulator_that_moved_or_changed_is_noticed(tmp_path: Path) -> None:
+    """Catches a fingerprint of nothing, where the simulator's source is elsewhere, and one that no change moves."""
+    with pytest.raises(RuntimeError, match=r"found no battle\.py, env\.py, scripted\.py, step\.py there"):
+        smac_simulator.fingerprint(tmp_path)
+    copy = shutil.copytree(smac_simulator.SIMULATOR, tmp_path / "smac")
+    assert smac_simulator.fingerprint(copy) == smac_simulator.fingerprint()
+    (copy / "terrain.py").write_text("# changed\n")
+    assert smac_simulator.fingerprint(copy) != smac_simulator.fingerprint()
+
+
+def test_a_killed_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches finished maps played again, and maps kept from another simulator or number of episodes."""
     kept = tmp_path / "cells.json"
     maps = {"3m": [{"team": "marker"}]}

@@ -13,25 +13,29 @@ import torch
 from marl_flow import envs, seeding
 from marl_flow.benchmarks import suite
 from marl_flow.benchmarks.behaviour import smac
-from marl_flow.benchmarks.studies import smac_datasets
+from marl_flow.benchmarks.studies import native_vs_published
 from marl_flow.commands import data
 from marl_flow.datasets import behaviour, native
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.envs.smac.env import SmacEnv
 
-DATASETS = tuple(smac_datasets.PUBLISHED)
+DATASETS = tuple(native_vs_published.names("smac"))
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    "dataset",
+    [pytest.param(name, marks=() if name == "smac/3m/medium" else pytest.mark.slow) for name in DATASETS],
+)
 def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file or simulator that drifted from what the recipe was calibrated with."""
     store = native.build(dataset, tmp_path / "data", envs.make)
     assert abs(store.team_returns().mean() - suite.dataset_means()[dataset]) < 0.5
-    published = float(smac_datasets.PUBLISHED[dataset][2].lstrip("<"))
-    assert abs(100 * smac_datasets.won(store).mean() - published) < 10
+    published = float(native_vs_published.cards()[dataset]["won_percent"].lstrip("<"))
+    assert abs(100 * native_vs_published.won(store).mean() - published) < 10
 
 
+@pytest.mark.slow
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     """Catches a time, a path or global randomness in a dataset."""
     first, second = (native.build("smac/2s3z/poor", tmp_path / name, envs.make, episodes=60) for name in ("a", "b"))
@@ -58,7 +62,7 @@ def test_stored_battles_fit_their_task(battles: EpisodeStore) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("observations", "views"),
+        pytest.param("observations", "views", marks=pytest.mark.slow),  # is diagnosed at length
         ("rewards", "rewards differ"),
         ("action_mask", "legal actions differ"),
         ("actions", "the states that follow differ"),
@@ -106,7 +110,7 @@ def test_a_behaviour_plays_what_was_measured(battles: EpisodeStore) -> None:
     actor.load_state_dict(weights)
     assert stack.epsilon is not None and stack.temperature is not None
     logits = actor(step.observations[0]) / stack.temperature[0]
-    expected = smac.log_chances(logits, step.action_mask[0], float(stack.epsilon[0])).exp()
+    expected = smac.log_probabilities(logits, step.action_mask[0], float(stack.epsilon[0])).exp()
     assert (counted - expected).abs().max() < 0.015
     assert (counted > 0).sum() == step.action_mask.sum()  # what is legal happens, what is not does not
     assert (expected.max(-1).values > 0.5).all()  # at temperature 1 no choice of this snapshot is as likely
@@ -121,31 +125,32 @@ def _layers(stack: behaviour.Stack) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
+@pytest.mark.slow
 def test_training_improves_a_team_and_resumes(tmp_path: Path) -> None:
     """Catches a loss with the wrong sign, advantages of the wrong step, and a continued training that differs."""
-    config = smac.BattleConfig(iterations=8, episodes=128, measure_episodes=128, keep_every=4)
-    smac.train("smac/3m", config, tmp_path / "whole")
+    config = smac.BattleConfig(iterations=8, episodes=128, measure_episodes=128, snapshot_every=4)
+    smac.BattleLearner("smac/3m", config).train(tmp_path / "whole")
     record = (tmp_path / "whole/record.json").read_text()
-    kept = [row["return"] for row in json.loads(record)["kept"]]
-    assert kept[-1] > kept[0] + 1.0
-    smac.train("smac/3m", replace(config, iterations=4), tmp_path / "parts")
-    smac.train("smac/3m", config, tmp_path / "parts")
+    returns = [row["return"] for row in json.loads(record)["snapshots"]]
+    assert returns[-1] > returns[0] + 1.0
+    smac.BattleLearner("smac/3m", replace(config, iterations=4)).train(tmp_path / "parts")
+    smac.BattleLearner("smac/3m", config).train(tmp_path / "parts")
     name = "actor_00008.safetensors"
     assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_advantages_stop_at_an_episodes_end() -> None:
     """Catches value that flows back from behind an end: two episodes of 1 and 3 steps, worked out by hand."""
-    config = smac.BattleConfig(discount=0.5, trace=0.5)
+    config = smac.BattleConfig(discount=0.5, gae_lambda=0.5)
     unit = smac.REWARD_UNIT
-    real = torch.tensor([[True, True], [False, True], [False, True]])
+    valid = torch.tensor([[True, True], [False, True], [False, True]])
     episodes = smac.Episodes(
         observations=torch.zeros(0),
         states=torch.zeros(0),
         masks=torch.zeros(0),
         actions=torch.zeros(0),
         rewards=torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 4.0]]) * unit,
-        real=real,
+        valid=valid,
         returns=torch.zeros(2),
         won=torch.zeros(2, dtype=torch.bool),
     )

@@ -89,6 +89,7 @@ def stopped(folder: Path, asked: EvalConfig, *, after: int, **how: bool) -> list
     return unfinished(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(folder: Path, tmp_path: Path, played: list[int]) -> None:
     """Catches finished episodes that a SIGKILL loses, that are played again, or that change the result."""
     asked = EvalConfig(steps=(10,), episodes=300, executions=("centralized",))  # blocks of 128, 128 and 44
