@@ -1,8 +1,8 @@
-"""Evaluation: block after block of episodes, every way of acting stepped together; then the time a decision takes.
+"""Evaluation: episodes block by block, all ways of acting side by side; then the time that a decision takes.
 
-Paired by design: all requests play the same seeds, and the noise a policy draws depends on the block of episodes it
-plays, not on the request, so that two step counts or two methods differ by what they do and by nothing else. For the
-same reason a block can be kept when it is over, and an evaluation that was killed continues at the next one.
+Paired by design: all requests play the same seeds, and the noise that a policy draws depends on the block of episodes,
+not on the request, so that two step counts or two methods differ by what they do and by nothing else. A finished block
+is kept, and an evaluation that was killed continues with the next one.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def evaluate(
 ) -> list[EvaluationResult]:
     """One result per request, over one episode per seed.
 
-    `header` says which checkpoint the algorithm is; `target_rule` how the requests' target returns were chosen, e.g.
-    "quantile 0.9 of start returns = 512.3". At most `steps_at_once` environment steps, or one block, are under way at
-    once; how many changes no result. `logs`, one per request, keep every block that is over and hold those that need
-    not be played again, so that a kill costs what was under way. Latencies are measured when all are over.
+    header: of the checkpoint that the algorithm is. target_rule: how the requests' target returns were chosen, e.g.
+    quantile:0.9. steps_at_once: how many environment steps to play side by side at most, unless one block has more; it
+    changes no result. logs: one per request; they keep every finished block, and those they hold already are not played
+    again, so that a kill costs unfinished blocks only. Latencies are measured after all episodes.
     """
     single = make_env(1)
     require_same_task(algorithm.spec, single.spec)
@@ -131,10 +131,10 @@ def play(
     steps_at_once: int = 100_000,
     logs: Sequence[BlockLog] | None = None,
 ) -> list[Episodes]:
-    """The episodes of each request, block by block, all requests in lockstep.
+    """The episodes of each request, block by block, the requests side by side.
 
-    A block is played by a policy of its own for each request that has not played it yet (`logs`); as many of them as
-    fit into `steps_at_once` share one environment. They play the same however they are shared out.
+    Each request plays a block with a policy of its own, unless its log holds the block; as many requests as fit into
+    `steps_at_once` share one environment. How they share does not change what they play.
     """
     rows = block_rows(algorithm.spec.max_steps)
     blocks = [tuple(seeds[start : start + rows]) for start in range(0, len(seeds), rows)]
