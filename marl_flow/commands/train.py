@@ -56,11 +56,11 @@ def make_run(
     Later values win: a preset (None: the algorithm's first), then the paper's configuration of the dataset in the
     execution `paper_settings` (None: none), then the settings. folder None: `default_folder`.
     """
-    entry, kind = catalog.find(dataset), baselines.get(algorithm)
-    name = preset or next(iter(kind.presets))
-    if name not in kind.presets:
-        raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, kind.presets)}")
-    config, training = kind.presets[name], TrainConfig(seed=seed, device=device)
+    entry, presets = catalog.find(dataset), baselines.get(algorithm).presets
+    name = preset or next(iter(presets))
+    if name not in presets:
+        raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, presets)}")
+    config, training = presets[name], TrainConfig(seed=seed, device=device)
     if paper_settings is not None:
         if algorithm != "coflow":
             raise UserError(f"paper-settings: the paper configures coflow, not {algorithm}; leave the option out")
