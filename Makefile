@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: install quickstart test check bench format clean
+.PHONY: install quickstart test test-slow test-all check mypy pyright docs bench format clean
 
 install: $(STAMP)
 
@@ -17,20 +19,37 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/marl-flow quickstart
 
+# What finds mistakes quickly: under three minutes on two cores.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# What `make test` leaves out: journeys, kills, whole datasets, installations.
+test-slow: install
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory --jobs 2 mypy pyright
+
+mypy: install
 	$(BIN)/mypy -p marl_flow
+
+pyright: install
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: install
+	$(BIN)/sphinx-build --builder html --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
 bench: install
 	$(BIN)/python -m marl_flow.benchmarks.speed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info

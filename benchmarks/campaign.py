@@ -1,7 +1,8 @@
-"""A fixed table of runs as one command: data, training, evaluation, report; whatever is finished is kept.
+"""Campaigns: fixed tables of methods on datasets, each run by one command: data, training, evaluation, report.
 
-The table says what is compared and at which budget; nothing in it is chosen per dataset. Started again after a kill,
-the same command continues: training from its last checkpoint, evaluation at the blocks of episodes that are missing.
+A campaign says what is compared and at which budget; nothing in it is chosen per dataset. What is finished is kept:
+started again after a kill, the same command continues training from the last checkpoint and evaluation at the blocks
+of episodes that are missing. `marl-flow quickstart` is a campaign on one dataset (commands/quickstart.py).
 """
 
 from __future__ import annotations
@@ -13,58 +14,59 @@ from pathlib import Path
 
 from marl_flow import training
 from marl_flow.benchmarks import report
-from marl_flow.benchmarks.results import Row
-from marl_flow.commands import data, evaluate
-from marl_flow.commands import train as making
-from marl_flow.commands import workers as pool
+from marl_flow.benchmarks.table import TableRow
+from marl_flow.commands import data, evaluate, train, workers
+from marl_flow.commands.evaluate import EvalConfig
+from marl_flow.commands.train import Run
 from marl_flow.config import nearest
 from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrant:
-    """A method in one setting, by the names of `marl-flow train`."""
+class Method:
+    """An algorithm in one setting, by the names that `marl-flow train` takes; `folder` is its part of a run's path."""
 
     folder: str
     algorithm: str
     preset: str
     settings: tuple[str, ...] = ()
-    samples_in_steps: bool = False
+    about: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Campaign:
-    """Every entrant on every dataset.
+    """Every method on every dataset, with every training seed.
 
-    Training seeds are 0, 1, ... below `seeds`, or below the number that `more_seeds` gives to a task. Methods that
-    sample in steps are evaluated at `steps`, on the datasets and qualities in `swept` at `sweep`.
+    `more_seeds`, of a task id, replace `seeds` on its datasets. Methods that sample in steps are evaluated at the step
+    counts `steps`; on the datasets and qualities named in `swept`, at `sweep`. `layout` is the path of a run below the
+    campaign's folder.
     """
 
     about: str
     datasets: tuple[str, ...]
-    entrants: tuple[Entrant, ...]
+    methods: tuple[Method, ...]
     episodes: int
     steps: tuple[int, ...]
-    sweep: tuple[int, ...]
-    swept: tuple[str, ...]
-    seeds: int = 1
-    more_seeds: tuple[tuple[str, int], ...] = ()
+    sweep: tuple[int, ...] = ()
+    swept: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    more_seeds: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    layout: str = "{dataset}/{method}-seed{seed}"
 
 
-def _entrants(*coflow_settings: str) -> tuple[Entrant, ...]:
+def _methods(*coflow_settings: str) -> tuple[Method, ...]:
     """CoFlow trained for each execution, and BC."""
     coflow = tuple(
-        Entrant(
+        Method(
             folder=f"coflow-{execution}",
             algorithm="coflow",
             preset="compact",
             settings=(f"conditioning={execution}", *coflow_settings),
-            samples_in_steps=True,
         )
         for execution in ("centralized", "decentralized")
     )
-    return (*coflow, Entrant(folder="bc", algorithm="bc", preset="default"))
+    return (*coflow, Method(folder="bc", algorithm="bc", preset="default"))
 
 
 _MPE = tuple(
@@ -79,24 +81,25 @@ _MAMUJOCO = tuple(
     f"mamujoco/{task}/{quality}" for task in ("2ant", "4ant", "2halfcheetah") for quality in ("good", "medium", "poor")
 )
 MAMUJOCO_SETTINGS = ("horizon=9", "history=18", "updates=1500")
-"""Horizon and history are the paper's, which counts the present frame among 10."""
+"""Horizon and history of the paper, which counts 10 frames: the current one and 9 to come."""
 _SMAC_SETTINGS = ("horizon=1", "updates=1500")
-"""Chosen among horizons 1 and 4 and histories 0 and 3 on an earlier 3m/medium, on episodes that no evaluation uses."""
+"""Chosen among horizons 1 and 4 and histories 0 and 3, on an earlier build of 3m/medium and on episodes that no
+evaluation plays."""
 CAMPAIGNS = {
     "mpe": Campaign(
         about="CoFlow (compact) and BC on the twelve native MPE datasets, each method at its preset's own budget",
         datasets=_MPE,
-        entrants=_entrants(),
+        methods=_methods(),
         episodes=200,
         steps=(1, 3),
         sweep=(1, 2, 3, 5, 10),
         swept=("expert",),
-        more_seeds=(("mpe/simple_spread", 3),),
+        more_seeds=(("mpe/simple_spread", (0, 1, 2)),),
     ),
     "smac": Campaign(
         about="CoFlow (compact, one planned step, 1,500 updates) and BC on the twelve native SMAC datasets",
         datasets=_SMAC,
-        entrants=_entrants(*_SMAC_SETTINGS),
+        methods=_methods(*_SMAC_SETTINGS),
         episodes=100,
         steps=(1, 3),
         sweep=(1, 2, 3, 5, 10),
@@ -106,7 +109,7 @@ CAMPAIGNS = {
         about="CoFlow (compact, the paper's horizon and history, 1,500 updates) and BC on the nine native MA-MuJoCo "
         "datasets",
         datasets=_MAMUJOCO,
-        entrants=_entrants(*MAMUJOCO_SETTINGS),
+        methods=_methods(*MAMUJOCO_SETTINGS),
         episodes=30,
         steps=(1,),
         sweep=(1, 2, 3, 5, 10),
@@ -115,88 +118,74 @@ CAMPAIGNS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run folder to train and evaluate."""
-
-    dataset: str
-    entrant: Entrant
-    seed: int
-    folder: Path
-    steps: tuple[int, ...]
-    episodes: int
-    device: str
-
-
 def find(name: str) -> Campaign:
+    """The campaign of that name."""
     if name not in CAMPAIGNS:
         raise UserError(f"unknown campaign {name!r}; {nearest(name, CAMPAIGNS)}")
     return CAMPAIGNS[name]
 
 
-def jobs(campaign: Campaign, out: Path, device: str) -> list[Job]:
-    """Every job of a campaign: first seeds of all datasets before second ones, so that an early stop leaves a table."""
-    found = []
-    most = max([campaign.seeds, *(count for _, count in campaign.more_seeds)])
-    for seed in range(most):
-        for dataset in campaign.datasets:
-            task, _, quality = dataset.rpartition("/")
-            if seed >= dict(campaign.more_seeds).get(task, campaign.seeds):
+def make_runs(campaign: Campaign, out: Path, device: str) -> list[tuple[Run, EvalConfig]]:
+    """Every run of a campaign with its evaluation: the first seeds of all datasets come before the second ones, so
+    that a campaign that is stopped early leaves a whole table."""
+    more_seeds = dict(campaign.more_seeds)
+    seeds_of = {name: more_seeds.get(name.rpartition("/")[0], campaign.seeds) for name in campaign.datasets}
+    runs = []
+    for index in range(max(map(len, seeds_of.values()))):
+        for dataset, seeds in seeds_of.items():
+            if index >= len(seeds):
                 continue
-            swept = quality in campaign.swept or dataset in campaign.swept
+            swept = dataset.rpartition("/")[2] in campaign.swept or dataset in campaign.swept
             steps = campaign.sweep if swept else campaign.steps
-            for entrant in campaign.entrants:
-                folder = out / dataset.replace("/", "_") / f"{entrant.folder}-seed{seed}"
-                found.append(
-                    Job(
-                        dataset=dataset,
-                        entrant=entrant,
-                        seed=seed,
-                        folder=folder,
-                        steps=steps if entrant.samples_in_steps else campaign.steps,
-                        episodes=campaign.episodes,
-                        device=device,
-                    )
+            evaluation = EvalConfig(steps=steps, episodes=campaign.episodes, device=device)
+            for method in campaign.methods:
+                path = campaign.layout.format(
+                    dataset=dataset.replace("/", "_"), method=method.folder, seed=seeds[index]
                 )
-    return found
+                run = train.make_run(
+                    dataset,
+                    method.algorithm,
+                    folder=out / path,
+                    preset=method.preset,
+                    settings=method.settings,
+                    seed=seeds[index],
+                    device=device,
+                )
+                runs.append((run, evaluation))
+    return runs
 
 
-def work(job: Job) -> list[str]:
-    """Trains and evaluates one job as far as that is not done; what it came to, in lines."""
-    entrant = job.entrant
-    plan = making.plan(
-        job.dataset,
-        entrant.algorithm,
-        preset=entrant.preset,
-        settings=entrant.settings,
-        seed=job.seed,
-        device=job.device,
-    )
-    trained = making.describe_training(making.train(plan, job.folder))
-    asked = evaluate.EvalConfig(steps=job.steps, episodes=job.episodes, device=job.device)
-    results = evaluate.evaluate(job.folder, asked)
+def _train_and_evaluate(run_and_evaluation: tuple[Run, EvalConfig]) -> list[str]:
+    """Trains and evaluates one run, as far as that is not done yet; says in lines what came of it."""
+    run, evaluation = run_and_evaluation
+    trained = train.describe_training(train.train(run))
+    results = evaluate.evaluate(run.folder, evaluation)
     return [trained, *(map(evaluate.describe, results) if results else ["evaluated before"])]
 
 
-def run(campaign: Campaign, out: Path, *, device: str, say: Callable[[str], object]) -> tuple[Path, Sequence[Row]]:
-    """Runs a whole campaign under `out`, telling `say` about it line by line; returns the report and its rows."""
+def run_campaign(
+    campaign: Campaign, out: Path, *, device: str, print_fn: Callable[[str], object]
+) -> tuple[Path, Sequence[TableRow]]:
+    """Runs a whole campaign below `out`, reporting its progress line by line to `print_fn`; returns the path of the
+    report and its rows."""
     training.checked_device(device)
-    begun, todo = time.perf_counter(), jobs(campaign, out, device)
-    say(f"{campaign.about}: {len(todo)} runs, {campaign.episodes} evaluation episodes each, on {device}")
+    start, runs = time.perf_counter(), make_runs(campaign, out, device)
+    print_fn(f"{campaign.about}: {len(runs)} runs, {campaign.episodes} evaluation episodes each, on {device}")
     for dataset in campaign.datasets:
         store = data.open_dataset(dataset)
-        if unlike := native.unlike_recipe(store):
+        if difference := native.unlike_recipe(store):
             raise UserError(
-                f"{store.dataset_id}: a campaign compares what its recipe makes, found {unlike}; rebuild it with "
-                f"`marl-flow data build {dataset} --force`, or set MARL_FLOW_DATA to another folder"
+                f"{store.dataset_id}: a campaign needs the dataset as its recipe makes it, found {difference}; rebuild "
+                f"it with `marl-flow data build {dataset} --force`, or set MARL_FLOW_DATA to another folder"
             )
-        say(f"{catalog.parse(dataset)}: {store.num_episodes:,} episodes, mean {store.team_returns().mean():.1f}")
-    workers = pool.workers_for(device, len(todo))
-    for done, (job, lines) in enumerate(pool.as_done(work, todo, workers), 1):
-        say(f"[{done} of {len(todo)}] {job.folder}: " + "; ".join(lines))
-    path, rows = report.write([job.folder for job in todo], out / "report")
-    say("")
-    say(report.overview(rows))
-    say("")
-    say(f"Done in {time.perf_counter() - begun:.0f} s; report: {path}")
+        mean = store.team_returns().mean()
+        print_fn(f"{catalog.parse(dataset)}: {store.num_episodes:,} episodes, mean team return {mean:.1f}")
+    processes = workers.workers_for(device, len(runs))
+    for done, ((run, _), lines) in enumerate(workers.as_done(_train_and_evaluate, runs, processes), 1):
+        print_fn(f"[{done} of {len(runs)}] {run.folder}: " + "; ".join(lines))
+    path, rows = report.write([run.folder for run, _ in runs], out / "report")
+    print_fn("")
+    print_fn(report.overview(rows))
+    print_fn("")
+    print_fn(f"Done in {time.perf_counter() - start:.0f} s; report: {path}")
     return path, rows

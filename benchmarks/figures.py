@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from marl_flow.benchmarks import suite
-from marl_flow.benchmarks.results import Row, label
 from marl_flow.benchmarks.scores import normalized_score, raw_return
+from marl_flow.benchmarks.table import TableRow, label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common kinds of colour vision."""
 
 
-def plot(here: Sequence[Row], path: Path, title: str) -> None:
+def plot(rows: Sequence[TableRow], path: Path, title: str) -> None:
     """Return against k on the data `title`: a line per method that samples in steps, a level line for every other."""
     import matplotlib
 
@@ -24,13 +24,13 @@ def plot(here: Sequence[Row], path: Path, title: str) -> None:
     from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot.subplots(figsize=(9.0, 5.4), layout="constrained")
-    algorithms = [name for name in dict.fromkeys(row.first.algorithm for row in here) if name != "random"]
+    algorithms = [name for name in dict.fromkeys(row.first.algorithm for row in rows) if name != "random"]
     colour = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(algorithms)} | {"random": "#7f7f7f"}
-    lines: dict[tuple[str, str], list[Row]] = {}
-    for row in here:
-        lines.setdefault((label(row, here), row.first.execution), []).append(row)
-    steps = sorted({row.first.num_sampling_steps for row in here if row.first.num_sampling_steps})
-    ends = (0.85 * steps[0], 1.15 * steps[-1]) if steps else (0.85, 1.15)
+    lines: dict[tuple[str, str], list[TableRow]] = {}
+    for row in rows:
+        lines.setdefault((label(row, rows), row.first.execution), []).append(row)
+    steps = sorted({row.first.num_sampling_steps for row in rows if row.first.num_sampling_steps})
+    limits = (0.85 * steps[0], 1.15 * steps[-1]) if steps else (0.85, 1.15)
     for (name, execution), line in sorted(lines.items(), key=lambda item: -max(row.mean for row in item[1])):
         first = line[0].first
         centralized = execution == "centralized"
@@ -50,26 +50,26 @@ def plot(here: Sequence[Row], path: Path, title: str) -> None:
         )
         low, high = zip(*(row.interval for row in line), strict=True)
         axes.fill_between(k, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    data_mean = suite.dataset_means().get(here[0].dataset)
+    data_mean = suite.dataset_means().get(rows[0].dataset)
     if data_mean is not None:
         axes.axhline(data_mean, color="black", linewidth=1, label="published mean of the data")
-    reference = here[0].reference
-    if reference is not None and not any(row.first.algorithm == "random" for row in here):
+    reference = rows[0].reference
+    if reference is not None and not any(row.first.algorithm == "random" for row in rows):
         axes.axhline(reference.random, color="#7f7f7f", linewidth=1, linestyle=":", label="random (published)")
     axes.set_xscale("log")
-    axes.set_xlim(*ends)
+    axes.set_xlim(*limits)
     axes.set_xticks(steps or [1], [str(k) for k in steps] or [""])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("sampling steps k of one decision")
     axes.set_ylabel("team return per episode (sum of rewards)")
     if reference is not None:
-        ends_of_scale = {"random": reference.random, "expert": reference.expert}
-        there, back = partial(normalized_score, **ends_of_scale), partial(raw_return, **ends_of_scale)
-        twin = axes.secondary_yaxis("right", functions=(there, back))
+        references = {"random": reference.random, "expert": reference.expert}
+        to_score, to_return = partial(normalized_score, **references), partial(raw_return, **references)
+        twin = axes.secondary_yaxis("right", functions=(to_score, to_return))
         twin.set_ylabel("normalised score (random 0, expert data 100)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines["top"].set_visible(False)
-    axes.set_title(f"{title}\nmean and 95 % interval of {len(here[0].first.seeds)} episodes", fontsize=11)
+    axes.set_title(f"{title}\nmean and 95 % interval of {len(rows[0].first.seeds)} episodes", fontsize=11)
     figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from marl_flow import results
 from marl_flow.benchmarks import scores, suite
 from marl_flow.benchmarks.figures import plot
-from marl_flow.benchmarks.results import Row, beats, by_data, data_title, label, rows, run_folders
+from marl_flow.benchmarks.table import TableRow, beats, by_data, data_title, label, table_rows
 from marl_flow.interfaces import UserError
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ MARKER = "report.json"
 """Lists a report's files; a folder that holds these and nothing else may be replaced by the next report."""
 
 
-def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
-    """A row as the columns of results.csv: returns raw, latencies in milliseconds."""
+def record(row: TableRow, rows: Sequence[TableRow]) -> dict[str, Any]:
+    """A row as the columns of results.csv: returns raw, latencies in milliseconds. rows: those it is compared with."""
     first, (low, high) = row.first, row.interval
     p50, p95 = row.latency_ms or (None, None)
     device, model = row.machines[0] if len(row.machines) == 1 else ("mixed", "mixed")
@@ -53,7 +54,7 @@ def record(row: Row, others: Sequence[Row]) -> dict[str, Any]:
         "win_rate": row.win_rate,
         "win_low": None if row.win_interval is None else row.win_interval[0],
         "win_high": None if row.win_interval is None else row.win_interval[1],
-        "beats_bc": beats(row, others),
+        "beats_bc": beats(row, rows),
         "training_seeds": len(row.training_seeds),
         "episodes": len(first.seeds),
         "updates": first.update,
@@ -85,40 +86,45 @@ def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(stream, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in one.items()} for one in records
+        {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in record.items()}
+        for record in records
     )
     return stream.getvalue()
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """A Markdown table; columns named in `right` are aligned to the right."""
-    numeric = set(right)
-    rule = ["---:" if index in numeric else "---" for index in range(len(header))]
+    """A Markdown table; the columns with the indices `right` are aligned to the right."""
+    aligned = set(right)
+    rule = ["---:" if index in aligned else "---" for index in range(len(header))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
 
 
-def dataset_section(title: str, among: Sequence[Row]) -> str:
-    """Markdown of one dataset: what was measured on it here."""
+def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
+    """Markdown of one dataset: our own results on it."""
     header = [
         *("Method", "Exec.", "k", "m", "Return [95 %]", "Score [95 %]", "Won, % [95 %]", "Beats bc", "Training seeds"),
         *("Episodes", "Updates"),
         *("Target return", "Passes", "Latency p50 / p95, ms", "Protocol"),
     ]
     body = []
-    for row in among:
-        first, one = row.first, record(row, among)
-        score = "-" if one["score"] is None else interval_text(one["score"], one["score_low"], one["score_high"])
+    for row in rows:
+        first, columns = row.first, record(row, rows)
+        score = (
+            "-"
+            if columns["score"] is None
+            else interval_text(columns["score"], columns["score_low"], columns["score_high"])
+        )
         target = "-" if first.target_return is None else f"{first.target_return:.1f} ({first.target_rule})"
         body.append(
             [
-                label(row, among),
+                label(row, rows),
                 first.execution[0].upper(),
                 str(first.num_sampling_steps or "-"),
                 m_text(row),
                 interval_text(row.mean, *row.interval),
                 score,
                 win_text(row),
-                "-" if one["beats_bc"] is None else f"{one['beats_bc']:.2f}",
+                "-" if columns["beats_bc"] is None else f"{columns['beats_bc']:.2f}",
                 str(len(row.training_seeds)),
                 str(len(first.seeds)),
                 str(first.update),
@@ -128,17 +134,17 @@ def dataset_section(title: str, among: Sequence[Row]) -> str:
                 first.protocol,
             ]
         )
-    reference = among[0].reference
+    reference = rows[0].reference
     scale = "No reference returns are published for this task, so there is no score."
     if reference is not None:
         scale = (
             f"Score 0 is a return of {reference.random:g} (random), score 100 is {reference.expert:g} (expert data)."
         )
-    devices = sorted({device for row in among for device, _ in row.machines})
-    against = "" if among[0].first.opponent is None else f" against the prey {among[0].first.opponent}"
+    devices = sorted({device for row in rows for device, _ in row.machines})
+    against = "" if rows[0].first.opponent is None else f" against the prey {rows[0].first.opponent}"
     lines = [
         f"## {title}",
-        f"Task {among[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
+        f"Task {rows[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
         f"{', '.join(devices)}.",
         table(header, body, range(2, 11)),
     ]
@@ -161,12 +167,12 @@ def published_section(dataset: str) -> str:
     return table(header, body, (1, 2)) if body else ""
 
 
-def m_text(row: Row) -> str:
+def m_text(row: TableRow) -> str:
     """Actions a plan; a dash for methods that do not sample plans."""
     return str(row.first.actions_per_plan) if row.first.num_sampling_steps else "-"
 
 
-def win_text(row: Row) -> str:
+def win_text(row: TableRow) -> str:
     """Win rate and its interval in per cent."""
     if row.win_rate is None or row.win_interval is None:
         return "-"
@@ -178,11 +184,11 @@ def interval_text(middle: float, low: float, high: float) -> str:
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def sources(all_rows: Sequence[Row]) -> str:
-    """Markdown of the run folders behind the rows, one line for all step counts of a method."""
+def sources(rows: Sequence[TableRow]) -> str:
+    """Markdown of the run folders that the rows come from, one line for all step counts of a method."""
     lines: dict[tuple[str, ...], list[str]] = {}
-    groups = by_data(all_rows)
-    for title, row in ((title, row) for title, here in groups.items() for row in here):
+    groups = by_data(rows)
+    for title, row in ((title, row) for title, group in groups.items() for row in group):
         first = row.first
         folders = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in row.folders)
         key = (title, label(row, groups[title]), first.execution[0].upper(), first.config_digest, folders)
@@ -191,19 +197,19 @@ def sources(all_rows: Sequence[Row]) -> str:
     return table(["Dataset", "Method", "Exec.", "k", "Config digest", "Run folders"], body)
 
 
-def summary(all_rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[TableRow]) -> str:
     """The table in short, for a terminal."""
     lines = []
-    for title, here in by_data(all_rows).items():
-        width = max(len(label(row, here)) for row in here)
+    for title, group in by_data(rows).items():
+        width = max(len(label(row, group)) for row in group)
         lines += [title, f"  {'method':<{width}}  exec.   k   m  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
-        for row in here:
-            one = record(row, here)
+        for row in group:
+            columns = record(row, group)
             score = "-"
-            if one["score"] is not None:
-                score = interval_text(one["score"], one["score_low"], one["score_high"])
+            if columns["score"] is not None:
+                score = interval_text(columns["score"], columns["score_low"], columns["score_high"])
             lines.append(
-                f"  {label(row, here):<{width}}  {row.first.execution[0].upper():<5}  "
+                f"  {label(row, group):<{width}}  {row.first.execution[0].upper():<5}  "
                 f"{row.first.num_sampling_steps or '-':>2}  {m_text(row):>2}  "
                 f"{interval_text(row.mean, *row.interval):>22}  {score:>21}  "
                 + ("mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f}")
@@ -211,60 +217,62 @@ def summary(all_rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-Way = tuple[str, str, str, int, int]
-"""Algorithm, preset, execution, sampling steps (0: it takes none), actions a plan."""
+Acting = tuple[str, str, str, int, int]
+"""Algorithm, preset, execution, sampling steps (0: it takes none), actions a plan: a column of the overview."""
 
 
-def overview(all_rows: Sequence[Row]) -> str:
-    """Markdown of every dataset in a line, each cell `return [95 %] (score) won`: the ways of acting that all datasets
-    have, then, of datasets that have more, every step count and every number of actions a plan.
+def overview(rows: Sequence[TableRow]) -> str:
+    """Markdown with a line per dataset and `return [95 %] (score) won` in each cell: the columns that all datasets have
+    and then, for datasets that have more, every step count and every number of actions a plan.
 
-    A cell is empty where a dataset has several such rows, which its own section tells apart.
+    A cell is empty where a dataset has several rows for it, which the section of the dataset tells apart.
     """
-    groups = by_data(all_rows)
-    cells: dict[str, dict[Way, list[Row]]] = {}
-    for title, here in groups.items():
-        for row in here:
+    groups = by_data(rows)
+    cells: dict[str, dict[Acting, list[TableRow]]] = {}
+    for title, group in groups.items():
+        for row in group:
             first = row.first
             steps = first.num_sampling_steps or 0
-            way = (first.algorithm, first.preset, first.execution, steps, first.actions_per_plan)
-            cells.setdefault(title, {}).setdefault(way, []).append(row)
-    everywhere = set.intersection(*(set(found) for found in cells.values()))
-    parts = [_overview_table(cells, sorted(everywhere))]
-    more = {title: found for title, found in cells.items() if any(way[3] for way in set(found) - everywhere)}
+            acting = (first.algorithm, first.preset, first.execution, steps, first.actions_per_plan)
+            cells.setdefault(title, {}).setdefault(acting, []).append(row)
+    in_all = set.intersection(*(set(line) for line in cells.values()))
+    tables = [_overview_table(cells, sorted(in_all))]
+    more = {title: line for title, line in cells.items() if any(acting[3] for acting in set(line) - in_all)}
     if more:
-        parts.append(_overview_table(more, sorted({way for found in more.values() for way in found if way[3]})))
-    return "\n\n".join(parts)
+        sampling = {acting for line in more.values() for acting in line if acting[3]}
+        tables.append(_overview_table(more, sorted(sampling)))
+    return "\n\n".join(tables)
 
 
-def _overview_table(cells: Mapping[str, Mapping[Way, Sequence[Row]]], ways: Sequence[Way]) -> str:
+def _overview_table(cells: Mapping[str, Mapping[Acting, Sequence[TableRow]]], columns: Sequence[Acting]) -> str:
     body = []
-    for title, found in cells.items():
-        line = [title, ", ".join(sorted({str(len(row.training_seeds)) for rows in found.values() for row in rows}))]
-        for way in ways:
-            here = found.get(way, [])
-            if len(here) != 1:
+    for title, by_acting in cells.items():
+        counts = {str(len(row.training_seeds)) for rows in by_acting.values() for row in rows}
+        line = [title, ", ".join(sorted(counts))]
+        for acting in columns:
+            rows = by_acting.get(acting, [])
+            if len(rows) != 1:
                 line.append("")
                 continue
-            row = here[0]
+            row = rows[0]
             score = row.score(row.mean)
-            mark = "" if score is None else f" ({score:.1f})"
-            if row.win_rate is not None:
-                mark += f" {100 * row.win_rate:.0f} % won"
-            line.append(interval_text(row.mean, *row.interval) + mark)
+            text = interval_text(row.mean, *row.interval)
+            text += "" if score is None else f" ({score:.1f})"
+            text += "" if row.win_rate is None else f" {100 * row.win_rate:.0f} % won"
+            line.append(text)
         body.append(line)
     names = [
         (f"{name}-{execution[0].upper()} k={k}" if k else name) + (f" m={m}" if m != 1 else "")
-        for name, _, execution, k, m in ways
+        for name, _, execution, k, m in columns
     ]
     header = ["Dataset", "Training seeds", *names]
     return table(header, body, range(1, len(header)))
 
 
 def markdown(
-    all_rows: Sequence[Row], plots: Mapping[str, str], rollouts: Mapping[str, Sequence[tuple[str, str]]]
+    rows: Sequence[TableRow], plots: Mapping[str, str], rollouts: Mapping[str, Sequence[tuple[str, str]]]
 ) -> str:
-    """The whole report. plots: title of the data -> file; rollouts: title of the data -> (title, file)."""
+    """The whole report. plots: title of the data -> file; rollouts: title of the data -> (caption, file)."""
     parts = [
         "# Results",
         "Every number is the mean team return over evaluation episodes (and training seeds, where there are several), "
@@ -275,28 +283,28 @@ def markdown(
         "training seed. Passes: forward passes of the largest network a joint decision; passes and latency are "
         "averages over the m decisions of a plan.",
     ]
-    if len(by_data(all_rows)) > 1:
+    if len(by_data(rows)) > 1:
         parts += [
             "## Overview",
             "Return with its interval, the score in brackets, and the share of won episodes.",
-            overview(all_rows),
+            overview(rows),
         ]
-    for data, here in by_data(all_rows).items():
-        parts.append(dataset_section(data, here))
-        if data in plots:
-            parts.append(f"![Return against sampling steps on {data}]({plots[data]})")
-        if rollouts.get(data):
-            header = [title for title, _ in rollouts[data]]
-            parts.append(table(header, [[f"![{title}]({file})" for title, file in rollouts[data]]]))
-        published = published_section(here[0].dataset)
+    for title, group in by_data(rows).items():
+        parts.append(dataset_section(title, group))
+        if title in plots:
+            parts.append(f"![Return against sampling steps on {title}]({plots[title]})")
+        if rollouts.get(title):
+            header = [caption for caption, _ in rollouts[title]]
+            parts.append(table(header, [[f"![{caption}]({file})" for caption, file in rollouts[title]]]))
+        published = published_section(group[0].dataset)
         if published:
             parts.append(
-                f"Published for {here[0].dataset}, on the authors' data and with their protocols (CoFlow's page picks "
+                f"Published for {group[0].dataset}, on the authors' data and with their protocols (CoFlow's page picks "
                 "the best checkpoint). Each figure stands on the scale it was printed on; *italics* are derived from "
                 "it with the reference returns above."
             )
             parts.append(published)
-    if any(row.first.task_id.startswith("mpe/") for row in all_rows):
+    if any(row.first.task_id.startswith("mpe/") for row in rows):
         averages = suite.published_averages("mpe", "normalized")
         body = [
             [method, f"{score:.1f}", suite.SOURCES[source]]
@@ -305,7 +313,7 @@ def markdown(
         parts.append("## Published averages over the 12 MPE datasets, all as scores")
         parts.append(table(["Published method", "Mean score", "Source"], body, [1]))
     parts.append("## Where each row comes from")
-    parts.append(sources(all_rows))
+    parts.append(sources(rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -314,14 +322,14 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 
-def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[Row]]:
+def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[TableRow]]:
     """Writes the report of all runs at or below `paths` into the folder `out`; returns its report.md and its rows.
 
     The folder is made beside `out` and moved there when it is whole; an interrupted report leaves the former one.
     """
-    folders = run_folders(paths)
-    all_rows = rows(folders)
-    if not all_rows:
+    folders = results.run_folders(paths)
+    rows = table_rows(results.load(folders))
+    if not rows:
         raise UserError(f"the results files of {', '.join(map(str, folders))} are empty; evaluate a run first")
     out = out.resolve()
     former = out.with_name(f".{out.name}.former")
@@ -336,13 +344,13 @@ def write(paths: Sequence[Path], out: Path) -> tuple[Path, list[Row]]:
         raise UserError(
             f"cannot write a report at {out}: {error.strerror}; choose another folder with --out"
         ) from error
-    _fill(fresh, folders, all_rows)
+    _fill(fresh, folders, rows)
     shutil.rmtree(former, ignore_errors=True)
     if out.exists():
         out.rename(former)
     fresh.rename(out)
     shutil.rmtree(former, ignore_errors=True)
-    return out / "report.md", all_rows
+    return out / "report.md", rows
 
 
 def _refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
@@ -365,27 +373,27 @@ def _refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
         )
 
 
-def _fill(folder: Path, runs: Sequence[Path], all_rows: Sequence[Row]) -> None:
+def _fill(folder: Path, run_folders: Sequence[Path], rows: Sequence[TableRow]) -> None:
     plots = {}
-    for title, here in by_data(all_rows).items():
+    for title, group in by_data(rows).items():
         plots[title] = f"return_against_k_{slug(title)}.png"
-        plot(here, folder / plots[title], title)
+        plot(group, folder / plots[title], title)
     rollouts: dict[str, list[tuple[str, str]]] = {}
-    for index, run in enumerate(runs):
-        inside = [row for row in all_rows if run in row.folders]
-        if not inside:  # evaluated again elsewhere: none of its results count
+    for index, run in enumerate(run_folders):
+        of_run = [row for row in rows if run in row.folders]
+        if not of_run:  # evaluated again in another folder: none of its results count
             continue
         for source in sorted(run.glob("rollout_*.gif")):
             name = f"rollouts/{index:03d}_{slug(run.name)}_{source.name.removeprefix('rollout_')}"
             (folder / "rollouts").mkdir(exist_ok=True)
             shutil.copyfile(source, folder / name)
             caption = f"{run.name}: {source.stem.removeprefix('rollout_')}"
-            rollouts.setdefault(data_title(inside[0], all_rows), []).append((caption, name))
-    (folder / "results.csv").write_text(csv_text([record(row, all_rows) for row in all_rows]), encoding="utf-8")
-    wanted = {row.dataset for row in all_rows}
-    published = [published_record(row) for row in suite.published() if row.dataset in wanted]
+            rollouts.setdefault(data_title(of_run[0], rows), []).append((caption, name))
+    (folder / "results.csv").write_text(csv_text([record(row, rows) for row in rows]), encoding="utf-8")
+    datasets = {row.dataset for row in rows}
+    published = [published_record(row) for row in suite.published() if row.dataset in datasets]
     if published:
         (folder / "published.csv").write_text(csv_text(published), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(all_rows, plots, rollouts), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(rows, plots, rollouts), encoding="utf-8")
     listed = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     (folder / MARKER).write_text(json.dumps({"files": listed}, indent=1) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The tables figures are compared with: reference returns, published results, the paper's configurations.
+"""The published tables that our results are compared with: reference returns, results, the paper's configurations.
 
-Two CSV files beside this one, transcribed from the publications, and the mean returns in `marl_flow.tasks`. A published
+Two CSV files in `published/`, transcribed from the publications, and the mean returns in `marl_flow.tasks`. A published
 number keeps the scale its table used: in CoFlow's MPE table its own two columns are raw returns and every other column
 is a normalised score.
 """
@@ -57,14 +57,14 @@ class PublishedRow:
         if reference is None:
             return None
         convert = normalized_score if scale == "normalized" else raw_return
-        middle = float(convert(self.mean, reference.random, reference.expert))
+        mean = float(convert(self.mean, reference.random, reference.expert))
         if self.spread is None:
-            return middle, None
-        return middle, float(convert(self.mean + self.spread, reference.random, reference.expert)) - middle
+            return mean, None
+        return mean, float(convert(self.mean + self.spread, reference.random, reference.expert)) - mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class PaperSettings:
     """One of the paper's configurations. `dataset` is suite/task/quality; `horizon` counts the current frame too."""
 
     dataset: str
@@ -74,7 +74,7 @@ class Cell:
     horizon: int
     returns_scale: float
     target_return: float
-    """Return asked for while acting, as a multiple of `returns_scale`."""
+    """Return that the policy is conditioned on when it acts, as a multiple of `returns_scale`."""
     return_to_go: bool
     updates: int
     shared_inverse_dynamics: bool
@@ -154,7 +154,7 @@ def published() -> tuple[PublishedRow, ...]:
 
 
 @cache
-def cells() -> tuple[Cell, ...]:
+def all_paper_settings() -> tuple[PaperSettings, ...]:
     """The paper's 60 configurations, and those its code carries beyond them (`in_paper` False)."""
     columns: dict[str, Callable[[str], Any]] = {
         **dict.fromkeys(("suite", "task", "quality"), _text),
@@ -175,7 +175,7 @@ def cells() -> tuple[Cell, ...]:
         "eval_episodes": _count,
     }
     return tuple(
-        Cell(
+        PaperSettings(
             dataset=_dataset(row),
             execution=row["execution"],
             in_paper=row["in_paper"],
@@ -193,17 +193,17 @@ def cells() -> tuple[Cell, ...]:
 
 
 def published_name(task_id: str, quality: str) -> str:
-    """A dataset as these tables call it, suite/task/quality: the real game's maps stand under `smac`."""
+    """The name of a dataset in these tables, suite/task/quality; the real game's maps are listed under `smac`."""
     suite, _, task = task_id.partition("/")
     return f"{suite.removesuffix('-sc2')}/{task}/{quality}"
 
 
-def cell(dataset: str, execution: Execution) -> Cell:
+def paper_settings(dataset: str, execution: Execution) -> PaperSettings:
     """The paper's configuration of a dataset suite/task/quality in one execution."""
-    for row in cells():
+    for row in all_paper_settings():
         if (row.dataset, row.execution) == (dataset, execution):
             return row
-    known = sorted({row.dataset for row in cells()})
+    known = sorted({row.dataset for row in all_paper_settings()})
     raise UserError(
         f"the paper has no configuration of {dataset!r} in {execution} execution; {nearest(dataset, known)}"
     )
@@ -212,12 +212,16 @@ def cell(dataset: str, execution: Execution) -> Cell:
 def published_averages(suite: str, scale: Scale) -> dict[tuple[str, str], float]:
     """Mean over a suite's datasets on one scale, by (method, source), of methods that report every dataset of it."""
     wanted = {name for name in dataset_means() if name.startswith(f"{suite}/")}
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    means: dict[tuple[str, str], dict[str, float]] = {}
     for row in published():
         value = row.on_scale(scale)
         if row.dataset in wanted and value is not None:
-            found.setdefault((row.method, row.source), {})[row.dataset] = value[0]
-    return {key: sum(cell.values()) / len(cell) for key, cell in found.items() if set(cell) == wanted}
+            means.setdefault((row.method, row.source), {})[row.dataset] = value[0]
+    return {
+        method: sum(by_dataset.values()) / len(by_dataset)
+        for method, by_dataset in means.items()
+        if set(by_dataset) == wanted
+    }
 
 
 def _dataset(row: Mapping[str, Any]) -> str:

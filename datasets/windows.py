@@ -104,6 +104,12 @@ class WindowSampler:
         )
 
 
+def start_returns(store: EpisodeStore, discount: float) -> np.ndarray:
+    """The discounted return of each episode from its first step, mean over agents, raw, [K] float64."""
+    starts = store.returns_to_go(discount)[store.offsets[:-1]]  # [K, N]
+    return starts.mean(-1, dtype=np.float64)
+
+
 def return_quantile(store: EpisodeStore, discount: float, q: float) -> float:
     """The q-quantile (0 to 1) over episodes of the discounted return from the first step, mean over agents.
 
@@ -111,8 +117,13 @@ def return_quantile(store: EpisodeStore, discount: float, q: float) -> float:
     """
     if not 0.0 <= q <= 1.0:
         raise UserError(f"expected a quantile from 0 to 1, got {q}")
-    starts = store.returns_to_go(discount)[store.offsets[:-1]]  # [K, N]
-    return float(np.quantile(starts.mean(-1, dtype=np.float64), q))
+    return float(np.quantile(start_returns(store, discount), q))
+
+
+def return_percentiles(store: EpisodeStore, discount: float) -> list[float]:
+    """The quantiles 0, 0.01, ..., 1 of `return_quantile`: what a run keeps of its data's returns."""
+    starts = start_returns(store, discount)
+    return [float(np.quantile(starts, percent / 100)) for percent in range(101)]
 
 
 def _rows(array: Tensor, rows: Tensor) -> Tensor:

@@ -1,3 +1,36 @@
-"""Offline multi-agent reinforcement learning benchmark suite around CoFlow (arXiv 2605.01457)."""
+"""Offline multi-agent reinforcement learning benchmark suite around CoFlow (arXiv 2605.01457).
 
-__version__ = "0.1.0"
+`train`, `evaluate`, `load_policy`, `results`, `envs` and `datasets` are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marl_flow import datasets, envs, results
+    from marl_flow.api import evaluate, load_policy, train
+
+    __version__: str
+
+__all__ = ["__version__", "datasets", "envs", "evaluate", "load_policy", "results", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+    import importlib.metadata
+
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("marl_flow")
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown (not installed)"
+    if name in ("datasets", "envs", "results"):
+        return importlib.import_module(f"marl_flow.{name}")
+    if name in ("evaluate", "load_policy", "train"):
+        return getattr(importlib.import_module("marl_flow.api"), name)
+    raise AttributeError(f"module 'marl_flow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -29,7 +29,7 @@ from marl_flow.config import from_json
 from marl_flow.files import write_atomically
 from marl_flow.interfaces import TaskSpec, UserError
 from marl_flow.normalize import Normalizers
-from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord
+from marl_flow.run_folder import CHECKPOINT_NAME, CHECKPOINTS, CONFIG, RunRecord, checkpoint_path
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +75,12 @@ class Checkpoint:
 
 def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Path of the written checkpoint; afterwards only it and the newest others, `keep` in all, are left."""
-    folder = run_folder / CHECKPOINTS
-    path = folder / f"update_{checkpoint.header.update:08d}.safetensors"
+    path = checkpoint_path(run_folder, checkpoint.header.update)
     tensors = checkpoint.tensors()
     record = {"format_version": FORMAT_VERSION, "digest": _digest(tensors), "header": asdict(checkpoint.header)}
     data = to_bytes(tensors, metadata={"marl_flow": json.dumps(record, allow_nan=False)})
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
         existing = _paths(run_folder)

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+import marl_flow
 from marl_flow.cli_data import DatasetName, data
 
 INTERRUPTED = 130
@@ -23,80 +24,99 @@ app = tyro.extras.SubcommandApp()
 app.command(data, name="data", help="Offline datasets: list, build, fetch, import, export, show and verify them.")
 
 Device = Annotated[str, arg(metavar="DEVICE")]
+Task = Annotated[str | None, arg(metavar="MODULE:FACTORY", help_behavior_hint="")]
 
 
 @app.command(name="train")
 def train(
     dataset: Positional[DatasetName],
     algorithm: Positional[Annotated[str, arg(metavar="ALGORITHM")]],
-    settings: Positional[Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]")]] = (),
+    settings: Positional[Annotated[tuple[str, ...], arg(metavar="[KEY=VALUE ...]", help_behavior_hint="")]] = (),
     /,
     *,
-    preset: Annotated[str | None, arg(metavar="PRESET")] = None,
+    preset: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None,
     seed: int = 0,
     device: Device = "cpu",
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
-    cell: Annotated[Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION")] = None,
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    paper_settings: Annotated[
+        Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION", help_behavior_hint="")
+    ] = None,
+    task: Task = None,
     show_config: bool = False,
 ) -> int:
     """Trains an algorithm on a dataset; continues where it stopped when the folder holds the same run.
 
     Args:
         dataset: Dataset id, e.g. mpe/simple_spread/expert; a native one that is absent is built first.
-        algorithm: coflow, bc, ma_td3_bc or random.
-        settings: Settings of the algorithm or of training, as width=128 or --width 128. Which there are, with their
+        algorithm: coflow, bc, ma_td3_bc or random; the name of a method that an installed package brings; or
+            module:Class, a method of your own that Python finds in the current folder or among what is installed.
+        settings: Settings of the algorithm or of training, as width=128 or --width 128. All settings, with their
             values and meanings: marl-flow train DATASET ALGORITHM --show-config
-        preset: A preset of the algorithm; without it the algorithm's first.
-        seed: Seed of weights, batches and noise.
+        preset: A preset of the algorithm; by default its first.
+        seed: Seed of the initial weights, the batches and the noise.
         device: cpu, cuda or cuda:1.
-        out: Run folder; without it runs/<dataset>/<algorithm>-<preset>-seed<seed>.
-        cell: Start from the paper's own CoFlow configuration of this dataset in this execution.
+        out: Folder of the run; by default runs/<dataset>/<algorithm>-<preset>-seed<seed>.
+        paper_settings: Start from the settings that the CoFlow paper has for this dataset in this execution.
+        task: The environment of the dataset's task, where the task is your own: a function that makes it.
         show_config: Print every setting of the algorithm and of training, its value and its meaning; train nothing.
     """
-    from marl_flow.commands import train as run
+    from marl_flow.commands import train as runs
 
-    plan = run.plan(dataset, algorithm, preset=preset, settings=settings, seed=seed, device=device, cell=cell)
+    _load_task(task)
+    run = runs.make_run(
+        dataset,
+        algorithm,
+        folder=out,
+        preset=preset,
+        settings=settings,
+        seed=seed,
+        device=device,
+        paper_settings=paper_settings,
+    )
     if show_config:
-        print(run.describe_settings(plan))
+        print(runs.describe_settings(run))
         return 0
-    folder = out or run.default_folder(plan)
-    print(f"{plan.algorithm} ({plan.preset}) on {plan.dataset_id}, seed {seed}, into {folder}")
-    print(run.describe_training(run.train(plan, folder)))
-    print(f"next: marl-flow eval {folder}")
+    print(f"{run.algorithm} ({run.preset}) on {run.dataset_id}, seed {seed}, into {run.folder}")
+    print(runs.describe_training(runs.train(run)))
+    print(f"next: marl-flow eval {run.folder}" + (f" --task {task}" if task else ""))
     return 0
 
 
 @app.command(name="eval")
 def evaluate(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]")]],
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
     /,
     *,
     k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 2, 3, 5, 10),
     actions_per_plan: Annotated[tuple[int, ...], arg(metavar="M [M ...]")] = (1,),
     episodes: int = 100,
-    execution: Annotated[tuple[Literal["centralized", "decentralized"], ...], arg(metavar="EXECUTION [...]")] = (),
+    execution: Annotated[
+        tuple[Literal["centralized", "decentralized"], ...], arg(metavar="EXECUTION [...]", help_behavior_hint="")
+    ] = (),
     target: str = "quantile:0.9",
     gate_scale: float = 1.0,
     device: Device = "cpu",
+    task: Task = None,
     gif: bool = False,
     again: bool = False,
 ) -> int:
-    """Plays evaluation episodes with trained runs and adds the results to them; what is there already is skipped, and
-    an evaluation that was killed continues.
+    """Plays evaluation episodes with trained runs and adds the results to their folders. Results that are there
+    already are skipped, and an evaluation that was killed continues.
 
     Args:
         runs: Run folders, or checkpoint files inside one.
-        k: Numbers of sampling steps, of methods that sample in steps.
-        actions_per_plan: Numbers of actions executed per plan, up to the run's horizon, of methods that sample in
-            steps; 1, as in the paper, plans anew for every action.
-        episodes: How many episodes; the same ones for every method, execution and step count.
-        execution: Executions; without it, all the run was trained for.
-        target: Return asked for, of return-conditioned methods. quantile:0.9 of the training data's returns;
-            constant:0.9*700; raw:500; or paper, its constant for this dataset.
-        gate_scale: Multiplies every attention gate; 0 cuts the agents off from each other inside the network.
+        k: Numbers of sampling steps, for methods that sample in steps.
+        actions_per_plan: Numbers of actions executed per plan, up to the run's horizon, for methods that sample in
+            steps; 1, as in the paper, makes a new plan for every action.
+        episodes: Number of episodes; the same ones for every method, execution and number of steps.
+        execution: Executions; by default all that the run was trained for.
+        target: The return to reach, for return-conditioned methods: quantile:0.9 of the returns in the training data,
+            constant:0.9*700, raw:500, or paper, the paper's constant for this dataset.
+        gate_scale: Multiplies every attention gate; at 0 the agents do not see each other inside the network.
         device: cpu, cuda or cuda:1.
+        task: The environment to play in, where the task is your own: a function that makes it.
         gif: Also write a rollout_*.gif of the first episode.
-        again: Play and add results that are there already, from the first episode on.
+        again: Repeat evaluations whose results are there already, and add the new results.
     """
     from marl_flow.commands.evaluate import EvalConfig, describe
     from marl_flow.commands.evaluate import evaluate as evaluate_run
@@ -104,7 +124,8 @@ def evaluate(
 
     if not runs:
         raise UserError("name at least one run folder, e.g. marl-flow eval runs/...")
-    asked = EvalConfig(
+    _load_task(task)
+    config = EvalConfig(
         steps=k,
         actions_per_plan=actions_per_plan,
         episodes=episodes,
@@ -114,7 +135,7 @@ def evaluate(
         device=device,
     )
     for folder in runs:
-        for result in evaluate_run(folder, asked, gif=gif, again=again):
+        for result in evaluate_run(folder, config, gif=gif, again=again):
             print(describe(result))
     print(f"next: marl-flow report {' '.join(map(str, runs))}")
     return 0
@@ -122,13 +143,16 @@ def evaluate(
 
 @app.command(name="report")
 def report(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]")]], /, *, out: Path = Path("runs/report")
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
+    /,
+    *,
+    out: Path = Path("runs/report"),
 ) -> int:
-    """Writes tables, plots and rollouts of evaluated runs, beside what was published.
+    """Writes tables, plots and rollouts of evaluated runs, beside the published results.
 
     Args:
         runs: Run folders, or folders that hold some.
-        out: Folder of the report; a former report there is replaced, nothing else is.
+        out: Folder of the report. An older report there is replaced; a folder that holds anything else is refused.
     """
     from marl_flow.benchmarks import report as reports
     from marl_flow.interfaces import UserError
@@ -145,17 +169,18 @@ def report(
 def quickstart(
     *, out: Path = Path("runs/quickstart"), seed: int = 0, episodes: int = 100, device: Device = "cpu"
 ) -> int:
-    """From nothing to a results table in minutes; started again, it continues where it stopped.
+    """From nothing to a results table in minutes: five methods on one small dataset. Started again, it continues
+    where it stopped.
 
     Args:
         out: Folder of the runs and the report.
         seed: Training seed.
-        episodes: Evaluation episodes per method, execution and step count.
+        episodes: Evaluation episodes per method, execution and number of sampling steps.
         device: cpu, cuda or cuda:1.
     """
-    from marl_flow.commands import quickstart as tour
+    from marl_flow.commands.quickstart import quickstart as run_quickstart
 
-    tour.run(out, seed=seed, episodes=episodes, device=device, say=print)
+    run_quickstart(out, seed=seed, episodes=episodes, device=device, print_fn=print)
     return 0
 
 
@@ -164,48 +189,58 @@ def campaign(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
     /,
     *,
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "cpu",
 ) -> int:
-    """Runs a fixed table of methods on datasets: builds, trains, evaluates, reports; started again, it continues.
+    """Runs a fixed table of methods on datasets: builds, trains, evaluates and reports. Started again, it continues
+    where it stopped.
 
     Args:
-        name: mpe (CoFlow and BC on the twelve native MPE datasets).
-        out: Folder of the runs and the report; without it runs/<name>.
+        name: mpe, smac or mamujoco: CoFlow and BC on the native datasets of that suite.
+        out: Folder of the runs and the report; by default runs/<name>.
         device: cpu, cuda or cuda:1.
     """
     from marl_flow.benchmarks import campaign as campaigns
 
-    campaigns.run(campaigns.find(name), out or Path("runs") / name, device=device, say=print)
+    campaigns.run_campaign(campaigns.find(name), out or Path("runs") / name, device=device, print_fn=print)
     return 0
 
 
 @app.command(name="doctor")
 def doctor() -> int:
-    """Looks at Python, libraries, devices, disk, data and optional simulators; says what is wrong and what to do."""
+    """Checks Python, libraries, devices, disk, data and optional simulators; says what is wrong and how to fix it."""
     from marl_flow.commands import doctor as checks
 
-    found = list(checks.findings())
-    width = max(len(finding.subject) for finding in found)
-    for finding in found:
+    findings = list(checks.findings())
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
         mark = {"ok": "ok     ", "absent": "-      ", "problem": "PROBLEM"}[finding.level]
-        print(f"{mark}  {finding.subject:<{width}}  {finding.found}")
-        if finding.todo:
-            print(f"{'':9}{'':<{width}}  -> {finding.todo}")
-    problems = sum(finding.level == "problem" for finding in found)
+        print(f"{mark}  {finding.subject:<{width}}  {finding.message}")
+        if finding.advice:
+            print(f"{'':9}{'':<{width}}  -> {finding.advice}")
+    problems = sum(finding.level == "problem" for finding in findings)
     print(f"{problems} problems" if problems != 1 else "1 problem", end=".\n")
     return 1 if problems else 0
+
+
+def _load_task(task: str | None) -> None:
+    """Registers the environment of a task that is not the suite's own."""
+    if task is not None:
+        from marl_flow import envs
+
+        envs.load_factory(task)
 
 
 def with_settings(arguments: Sequence[str]) -> list[str]:
     """Arguments of `train` with every flag it does not know written as a setting: `--width 128` becomes `width=128`.
 
-    A flag without a value is switched on; `--no-amp` switches it off.
+    A flag of a setting that is true or false takes no value: `--amp` sets it, `--no-amp` unsets it. tyro's own
+    `return_unknown_args` would not do: it returns loose words, without telling values from switches.
     """
-    if not arguments or arguments[0] != "train":
+    if not arguments or arguments[0] != "train" or {"-h", "--help"} & set(arguments):
         return list(arguments)
-    takes_value = {"preset", "seed", "device", "out", "cell"}
-    switches = {"help", "show_config"}
+    takes_value = {"preset", "seed", "device", "out", "paper_settings", "task"}
+    booleans: set[str] | None = None
     kept: list[str] = ["train"]
     settings: list[str] = []
     rest = list(arguments[1:])
@@ -215,29 +250,45 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
         name = name.replace("-", "_")
         if not token.startswith("--"):
             (settings if equals and not token.startswith("-") else kept).append(token)
-        elif name in takes_value | switches:
+        elif name in takes_value or name == "show_config":
             kept.append(token)
             if name in takes_value and not equals and rest:
                 kept.append(rest.pop(0))
         elif equals:
             settings.append(f"{name}={value}")
-        elif rest and not rest[0].startswith("--") and "=" not in rest[0]:
-            settings.append(f"{name}={rest.pop(0)}")
         else:
-            settings.append(f"{name.removeprefix('no_')}={'false' if name.startswith('no_') else 'true'}")
+            if booleans is None:  # what is true or false is known to the methods' own modules
+                from marl_flow.commands.train import boolean_settings
+
+                booleans = boolean_settings(
+                    [word for word in arguments[1:] if not word.startswith("-") and "=" not in word]
+                )
+            switch = name.removeprefix("no_") if name.removeprefix("no_") in booleans else None
+            if switch is not None and not (rest and rest[0].lower() in ("true", "false")):
+                settings.append(f"{switch}={'true' if switch == name else 'false'}")
+            elif rest and not rest[0].startswith("--"):
+                settings.append(f"{name}={rest.pop(0)}")
+            else:
+                settings.append(name)  # refused as a setting without a value
     return kept + settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"marl-flow {marl_flow.__version__}")
+        return 0
+    if str(Path.cwd()) not in sys.path:  # module:Class and module:factory may name files in the current folder
+        sys.path.append(str(Path.cwd()))
     description = (
-        "Offline multi-agent reinforcement learning: datasets, CoFlow and baselines, one evaluation, one table."
+        "Offline multi-agent reinforcement learning: datasets, CoFlow and baselines, one evaluation, one table. "
+        "`marl-flow COMMAND --help` explains a command, `marl-flow --version` prints the version."
     )
     config = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return app.cli(prog="marl-flow", description=description, args=with_settings(given), config=config) or 0
+        return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
@@ -251,7 +302,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(str(error), INTERRUPTED if stopped else 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return _fail(
-                f"cannot write {error.filename or 'a file'}: {error.strerror}; free space or choose another", 2
+                f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another place",
+                2,
             )
         traceback.print_exc()
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)

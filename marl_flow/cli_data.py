@@ -1,4 +1,4 @@
-"""The commands `marl-flow data ...`: datasets listed, made, fetched, brought in and out, shown and verified."""
+"""The commands `marl-flow data ...`: list, build, fetch, import, export, show and verify datasets."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def data_list(
     origin: Annotated[str | None, arg(metavar="ORIGIN")] = None,
     suite: Annotated[str | None, arg(metavar="SUITE")] = None,
 ) -> int:
-    """Every dataset: where it comes from, whether it is here, its size, its mean return beside the published one.
+    """Lists every dataset: its origin, whether it is on this machine, its size, its mean return and the published one.
 
     Args:
-        origin: Only native, omar, ogmarl or user ones.
-        suite: Only those of mpe, mamujoco or smac.
+        origin: Only datasets of this origin: native, omar, ogmarl or user.
+        suite: Only datasets of this suite, e.g. mpe, mamujoco or smac.
     """
     from marl_flow.commands import dataset_table
 
@@ -48,15 +48,15 @@ def data_build(
 
     Args:
         dataset: Dataset id, e.g. mpe/simple_spread/expert.
-        episodes: How many episodes per seed instead of the recipe's number; the published data have 40,000.
-        seeds: How many seeds to collect with, one after the other; the published data have 5.
-        prey: Collect tag or world against this prey instead of the suite's own; see data prey.
-        force: Replace a dataset that is already there, once the new one is whole.
+        episodes: Number of episodes per seed, instead of the recipe's; the published data have 40,000.
+        seeds: Number of seeds to collect with, one after the other; the published data have 5.
+        prey: Collect data of tag or world against this prey instead of the suite's own; see marl-flow data prey.
+        force: Replace a dataset that exists already, once the new one is complete.
     """
     from marl_flow.commands.data import build_dataset
 
     store = build_dataset(dataset, episodes=episodes, seeds=seeds, force=force, prey=prey)
-    _introduce(store)
+    _print_summary(store)
     return 0
 
 
@@ -64,7 +64,7 @@ def data_build(
 def data_prey(
     task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[Path, arg(metavar="FILE")]], /
 ) -> int:
-    """Keeps a published prey for a task, and says the name that data, runs and evaluations know it by.
+    """Stores a published prey policy for a task, and prints the name that datasets, runs and evaluations use for it.
 
     Args:
         task: mpe/simple_tag or mpe/simple_world.
@@ -86,13 +86,16 @@ def data_fetch(
     prey: Annotated[str | None, arg(metavar="NAME")] = None,
     keep_archive: bool = False,
 ) -> int:
-    """Downloads published datasets, verifies and imports them; started again, it continues where it stopped.
+    """Downloads published datasets, verifies and imports them. Started again, it continues where it stopped.
 
     Args:
-        names: Dataset ids, e.g. omar/mpe/simple_spread/expert-v1; those of one archive are best named together.
-        source: Which published file, where there are several; without it what is here, else what can be downloaded.
-        prey: What tag and world data were collected against, where the archive does not carry it; see data prey.
-        keep_archive: Keep the downloaded archive; it holds every quality of a task.
+        names: Dataset ids, e.g. omar/mpe/simple_spread/expert-v1. Name those of one archive together: it is downloaded
+            once.
+        source: Which published file, where there are several; by default one that is on this machine, else one that can
+            be downloaded.
+        prey: The prey that data of tag and world were collected against, where the archive does not contain it; see
+            marl-flow data prey.
+        keep_archive: Keep the downloaded archive, which holds every quality of a task.
     """
     from marl_flow.commands.data import fetch_datasets
     from marl_flow.interfaces import UserError
@@ -100,7 +103,7 @@ def data_fetch(
     if not names:
         raise UserError("name at least one dataset, e.g. omar/mpe/simple_spread/expert-v1; see: marl-flow data list")
     for store in fetch_datasets(names, source=source, prey=prey, keep_archive=keep_archive):
-        _introduce(store)
+        _print_summary(store)
     return 0
 
 
@@ -113,21 +116,22 @@ def data_import(
     *,
     prey: Annotated[str | None, arg(metavar="NAME")] = None,
 ) -> int:
-    """Reads data in a published layout and keeps them as a dataset, whole or not at all.
+    """Imports data in a published layout as a dataset, completely or not at all.
 
-    A single robot's d4rl or minari data that carry its states (infos/qpos and infos/qvel) become those of the agents
-    that share it where they are imported as theirs, such as user/mamujoco/2halfcheetah/NAME-v1.
+    Data of a single robot in the d4rl or minari layout with its states (infos/qpos and infos/qvel) can be imported as
+    data of agents that share the robot, under an id such as user/mamujoco/2halfcheetah/NAME-v1.
 
     Args:
         layout: omar, madiff, vault, d4rl or minari.
         source: The folder of one dataset (omar, madiff, vault, minari) or the file (d4rl).
         dataset: The id to keep it under: a published one such as omar/mpe/simple_tag/expert-v1, or a name of your own,
             user/SUITE/TASK/NAME-v1.
-        prey: What data of tag and world were collected against, where the files do not say so; see data prey.
+        prey: The prey that data of tag and world were collected against, where the files do not say so; see
+            marl-flow data prey.
     """
     from marl_flow.commands.data import import_dataset
 
-    _introduce(import_dataset(layout, source, dataset, prey=prey))
+    _print_summary(import_dataset(layout, source, dataset, prey=prey))
     return 0
 
 
@@ -143,7 +147,7 @@ def data_export(
     Args:
         dataset: Dataset id, e.g. mpe/simple_spread/expert.
         layout: madiff, d4rl or minari.
-        target: The folder (madiff, minari) or file (d4rl) to write; must not be there yet.
+        target: The folder (madiff, minari) or file (d4rl) to write; it must not exist yet.
     """
     from marl_flow import datasets
     from marl_flow.datasets import formats
@@ -175,11 +179,11 @@ def data_verify(
     *,
     steps: Annotated[int | None, arg(metavar="INT")] = None,
 ) -> int:
-    """Reads every byte of datasets, plays their steps again in their environments, and renews their passports.
+    """Reads every byte of datasets, replays their steps in their environments, and renews their passports.
 
     Args:
-        names: Dataset ids; without any, all that are here.
-        steps: Play only this many steps again, spread evenly, instead of all.
+        names: Dataset ids; by default all on this machine.
+        steps: Replay only this many steps, spread evenly, instead of all.
     """
     from marl_flow import datasets
     from marl_flow.commands.data import verify_dataset
@@ -205,6 +209,6 @@ def data_verify(
     return 0
 
 
-def _introduce(store: EpisodeStore) -> None:
+def _print_summary(store: EpisodeStore) -> None:
     mean = f"with mean team return {store.team_returns().mean():.1f}"
     print(f"{store!r}\n{mean}; see: marl-flow data show {store.dataset_id}")

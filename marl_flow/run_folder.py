@@ -12,7 +12,7 @@ import logging
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from marl_flow.interfaces import UserError
 log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
+RETURN_PERCENTILES = "return_percentiles"
+"""Key of the return quantiles in config.json, beside `run`: they say nothing of which run it is."""
 LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_NAME = re.compile(r"update_(\d{8,})\.safetensors")
@@ -34,6 +36,11 @@ MAY_CHANGE = frozenset(
     f"training.{name}" for name in ("updates", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
 )
 """What may differ when a run is continued, because no weight depends on it."""
+
+
+def checkpoint_path(run_folder: Path, update: int) -> Path:
+    """The file of the checkpoint after that many updates."""
+    return run_folder / CHECKPOINTS / f"update_{update:08d}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +58,13 @@ class RunRecord:
 
 
 @contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Makes the run folder this process's own inside the block; the kernel releases it however the process ends."""
     with lock_file(folder / LOCK, f"training into {folder}", "choose another --out"):
         yield
 
 
-def check(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
+def read_config(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
     """The content of config.json, which must describe the same run; None in a folder that holds no run yet."""
     path = run_folder / CONFIG
     if path.exists():
@@ -77,19 +84,39 @@ def check(run_folder: Path, run: RunRecord) -> dict[str, Any] | None:
     return None
 
 
-def claim(run_folder: Path, run: RunRecord) -> None:
-    """Makes config.json say what the folder holds: this run, as last asked for, and what made its first update."""
-    stored = check(run_folder, run)
-    record = {"run": json.loads(json.dumps(asdict(run))), "made_with": made_with()}
+def write_config(run_folder: Path, run: RunRecord, return_percentiles: Callable[[], Sequence[float]]) -> None:
+    """Makes config.json say what the folder holds: this run, with its latest length, and what made its first update.
+
+    return_percentiles: called where the file has none yet, for the quantiles 0, 0.01, ..., 1 of the discounted returns
+    of the data's episodes. They let a return-conditioned run act without its dataset.
+    """
+    stored = read_config(run_folder, run)
+    record = {"run": json.loads(json.dumps(asdict(run))), "made_with": environment_info()}
     if stored is not None:
         record = stored | {"run": record["run"]}
+    if RETURN_PERCENTILES not in record:
+        record[RETURN_PERCENTILES] = list(return_percentiles())
     if record != stored:
         write_atomically(run_folder / CONFIG, (json.dumps(record, indent=2) + "\n").encode())
 
 
+def stored_percentiles(run_folder: Path) -> list[float] | None:
+    """The 101 return quantiles in config.json; None where the file is absent or was written before they were kept."""
+    path = run_folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")).get(RETURN_PERCENTILES)
+        if values is not None and (len(values) != 101 or not all(isinstance(value, float) for value in values)):
+            raise ValueError(f"{RETURN_PERCENTILES} that are not 101 numbers")
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: expected the record of a run, found {error}; restore the file") from error
+    return values
+
+
 def warn_of_other_threads(run_folder: Path, run: RunRecord) -> None:
     """Logs it when this process computes on another number of threads than the one that began the run."""
-    made = (check(run_folder, run) or {}).get("made_with")
+    made = (read_config(run_folder, run) or {}).get("made_with")
     before, now = made.get("threads") if isinstance(made, Mapping) else None, torch.get_num_threads()
     if before not in (None, now):
         log.warning(
@@ -126,7 +153,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def made_with() -> dict[str, Any]:
+def environment_info() -> dict[str, Any]:
     """Versions, and the commit when the package runs from a git checkout."""
     here = Path(__file__).resolve().parent
     commit = None

@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 RESULTS = "results.jsonl"
 LATER_FIELDS = {"actions_per_plan": 1}
-"""Fields of `EvaluationResult` that older files lack, and what held then."""
+"""Fields of `EvaluationResult` that older files lack, and their value then."""
+PER_EPISODE = ("agent_returns", "team_returns", "lengths", "won")
+"""Fields of `EvaluationResult` with an entry per evaluation seed; `won` may be None."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -156,20 +158,22 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]], what: str) -> None
 
 
 def read_results(run_folder: Path) -> list[EvaluationResult]:
-    """Every result of a run; a line with missing, unknown or wrongly typed entries raises."""
+    """Every result of a run, in the order they were added; [] for a run that was not evaluated yet.
+
+    A line with missing, unknown or wrongly typed entries, or without one entry per evaluation seed, is a UserError.
+    """
     path = run_folder / RESULTS
     results = []
     for number, record in enumerate(read_lines(path), 1):
         try:
-            results.append(result_of(record))
+            result = from_json(EvaluationResult, {**LATER_FIELDS, **record})
+            counts = {name: len(values) for name in PER_EPISODE if (values := getattr(result, name)) is not None}
+            if not result.seeds or set(counts.values()) != {len(result.seeds)}:
+                raise UserError(f"expected one entry per evaluation seed ({len(result.seeds)}), found {counts}")
         except UserError as error:
-            raise UserError(f"{path}, result {number}: {error}") from error
+            raise UserError(f"{path}, line {number}: {error}") from error
+        results.append(result)
     return results
-
-
-def result_of(record: Mapping[str, Any]) -> EvaluationResult:
-    """The result of one line, read strictly."""
-    return from_json(EvaluationResult, {**LATER_FIELDS, **record})
 
 
 class BlockLog:

@@ -12,7 +12,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,12 +28,12 @@ from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.run_folder import (
     RunRecord,
-    check,
-    claim,
-    hold,
+    lock,
+    read_config,
     remove_unfinished,
     require_same_run,
     warn_of_other_threads,
+    write_config,
 )
 from marl_flow.run_log import MetricsLog
 
@@ -98,6 +98,8 @@ class TrainingData:
     spec: TaskSpec
     fit_normalizers: Callable[[str, float], Normalizers]
     """(kind, discount of the returns-to-go) -> normalisers fitted on the data."""
+    return_percentiles: Callable[[float], Sequence[float]]
+    """Discount -> the 0, 1, ..., 100 % quantiles over episodes of the discounted return, for the run's config.json."""
     make_sampler: Callable[[WindowSpec, torch.device], Sampler]
 
 
@@ -158,11 +160,11 @@ def train(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
-    with hold(run_folder):
-        check(run_folder, run)
+    with lock(run_folder):
+        read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)
         try:  # from here on the folder is written into
-            claim(run_folder, run)
+            write_config(run_folder, run, lambda: data.return_percentiles(loop.window.discount))
             remove_unfinished(run_folder)
             checkpoints.set_aside_after(run_folder, loop.update)
             with _signals() as asked:

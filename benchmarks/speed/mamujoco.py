@@ -22,7 +22,7 @@ from marl_flow import baselines, checkpoint, envs, evaluation, seeding, training
 from marl_flow.benchmarks.campaign import MAMUJOCO_SETTINGS
 from marl_flow.benchmarks.speed.timing import REPEATS, Row, Run, steps_per_second
 from marl_flow.commands.data import training_data
-from marl_flow.commands.train import plan
+from marl_flow.commands.train import make_run
 from marl_flow.datasets import native
 from marl_flow.envs.mamujoco import engine
 from marl_flow.envs.mamujoco.env import FRAME_SKIP, RobotEnv
@@ -79,7 +79,7 @@ def evaluation_seconds() -> float:
     that never falls. It is hardly trained: that changes nothing about the time."""
     with tempfile.TemporaryDirectory() as folder:
         store = native.build("mamujoco/2halfcheetah/poor", Path(folder) / "data", envs.make, episodes=10)
-        planned = plan(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
+        planned = make_run(store.dataset_id, "coflow", settings=(*MAMUJOCO_SETTINGS, "train.updates=5"))
         kind, data = baselines.get(planned.algorithm), training_data(store)
         trained = training.train(
             Path(folder) / "run", kind, planned.config, planned.training, data, preset=planned.preset

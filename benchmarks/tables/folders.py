@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marl_flow.config import from_json
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import made_with
+from marl_flow.run_folder import environment_info
 
 RESULTS = Path("benchmarks/results")
 CSV_FILE, ABOUT = "results.csv", "about.json"
@@ -86,7 +86,7 @@ def add(
     machine = machine or _values(rows, "model")
     if not machine:
         raise UserError(f"{folder}: no {CSV_FILE} with a column model says what machine it was; name it with --machine")
-    software = made_with()
+    software = environment_info()
     checkout = software.pop("commit")
     if commit is None and (checkout is None or checkout.endswith("-dirty")):
         raise UserError(

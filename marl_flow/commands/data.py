@@ -22,7 +22,7 @@ from marl_flow.datasets import catalog, native, specs
 from marl_flow.datasets.replay import passport
 from marl_flow.datasets.replay.check import replay
 from marl_flow.datasets.store import EpisodeStore, open_store
-from marl_flow.datasets.windows import WindowSampler
+from marl_flow.datasets.windows import WindowSampler, return_percentiles
 from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
 from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError, VectorEnv
 from marl_flow.normalize import Normalizers
@@ -280,5 +280,6 @@ def training_data(store: EpisodeStore) -> TrainingData:
         digest=store.digest,
         spec=store.spec,
         fit_normalizers=lambda kind, discount: Normalizers.fit(kind, store, discount=discount),
+        return_percentiles=lambda discount: return_percentiles(store, discount),
         make_sampler=lambda window, device: WindowSampler(store, window, device),
     )

@@ -1,4 +1,4 @@
-"""What this machine has, what is wrong with it, and what to do: the findings behind `marl-flow doctor`."""
+"""What this machine has, what is wrong with it and how to fix it: the findings of `marl-flow doctor`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-LEAST_FREE_GIB = 2.0
+MIN_FREE_GIB = 2.0
 """Below this much free disk a build of datasets or a long run is likely to fail."""
 
 OPTIONAL = {  # import name -> (what it is for, how to get it)
@@ -28,17 +28,17 @@ OPTIONAL = {  # import name -> (what it is for, how to get it)
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing looked at. A problem says how to mend it, in `todo` or at the end of what was found."""
+    """The outcome of one check. Of a problem, `advice` or the end of `message` says how to fix it."""
 
     level: Literal["ok", "absent", "problem"]
     subject: str
-    found: str
-    todo: str = ""
+    message: str
+    advice: str = ""
 
 
 def findings() -> Iterator[Finding]:
     """Every check, in reading order; none of them changes anything."""
-    yield Finding(level="ok", subject="python", found=f"{platform.python_version()} at {sys.executable}")
+    yield Finding(level="ok", subject="python", message=f"{platform.python_version()} at {sys.executable}")
     yield from _libraries()
     yield from _devices()
     yield from _data()
@@ -56,18 +56,20 @@ def library(requirement: str, tested: dict[str, str]) -> Finding | None:
     match = re.fullmatch(r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([\w.]+))?", requirement)
     if match is None:
         return None
-    name, least = match.group(1), match.group(2) or "0"
+    name, minimum = match.group(1), match.group(2) or "0"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        todo = f'pip install "{requirement}"'
-        return Finding(level="problem", subject=name, found="not installed", todo=todo)
-    if release(version) < release(least):
-        todo = f'pip install --upgrade "{requirement}"'
-        return Finding(level="problem", subject=name, found=f"{version}, older than {least}", todo=todo)
-    checked = tested.get(name.lower())
-    same = checked is None or release(version) == release(checked)
-    return Finding(level="ok", subject=name, found=version if same else f"{version} (the tests ran with {checked})")
+        advice = f'pip install "{requirement}"'
+        return Finding(level="problem", subject=name, message="not installed", advice=advice)
+    if release(version) < release(minimum):
+        advice = f'pip install --upgrade "{requirement}"'
+        return Finding(level="problem", subject=name, message=f"{version}, older than {minimum}", advice=advice)
+    tested_version = tested.get(name.lower())
+    same = tested_version is None or release(version) == release(tested_version)
+    return Finding(
+        level="ok", subject=name, message=version if same else f"{version} (the tests ran with {tested_version})"
+    )
 
 
 def _libraries() -> Iterator[Finding]:
@@ -87,18 +89,18 @@ def _devices() -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
-    yield Finding(level="ok", subject="cpu", found=f"{cores} cores, torch uses {threads} threads")
+    yield Finding(level="ok", subject="cpu", message=f"{cores} cores, torch uses {threads} threads")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             memory = properties.total_memory / 2**30
-            yield Finding(level="ok", subject=f"cuda:{index}", found=f"{properties.name}, {memory:.0f} GiB")
+            yield Finding(level="ok", subject=f"cuda:{index}", message=f"{properties.name}, {memory:.0f} GiB")
     elif torch.version.cuda is not None:
-        todo = "check the driver with nvidia-smi; everything also runs with --device cpu"
-        found = f"torch is built for CUDA {torch.version.cuda} but sees no device"
-        yield Finding(level="absent", subject="cuda", found=found, todo=todo)
+        advice = "check the driver with nvidia-smi; everything also runs with --device cpu"
+        message = f"torch is built for CUDA {torch.version.cuda} but sees no device"
+        yield Finding(level="absent", subject="cuda", message=message, advice=advice)
     else:
-        yield Finding(level="absent", subject="cuda", found="torch is a CPU build; everything runs with --device cpu")
+        yield Finding(level="absent", subject="cuda", message="torch is a CPU build; everything runs with --device cpu")
 
 
 def _data() -> Iterator[Finding]:
@@ -107,16 +109,16 @@ def _data() -> Iterator[Finding]:
     from marl_flow.interfaces import UserError
 
     root = catalog.data_root()
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    free = shutil.disk_usage(place).free / 2**30
-    found = f"{root}, {free:.1f} GiB free"
-    change = "set MARL_FLOW_DATA to another folder"
-    if not os.access(place, os.W_OK):
-        yield Finding(level="problem", subject="data root", found=f"{root} cannot be written", todo=change)
-    elif free < LEAST_FREE_GIB:
-        yield Finding(level="problem", subject="data root", found=found, todo=f"free some space, or {change}")
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free / 2**30
+    message = f"{root}, {free:.1f} GiB free"
+    move = "set MARL_FLOW_DATA to another folder"
+    if not os.access(existing, os.W_OK):
+        yield Finding(level="problem", subject="data root", message=f"{root} cannot be written", advice=move)
+    elif free < MIN_FREE_GIB:
+        yield Finding(level="problem", subject="data root", message=message, advice=f"free some space, or {move}")
     else:
-        yield Finding(level="ok", subject="data root", found=found)
+        yield Finding(level="ok", subject="data root", message=message)
     policies: dict[str, str | None] = {}
     for task_id, finding in _policies():
         path = behaviour.behaviour_file(task_id)
@@ -126,21 +128,21 @@ def _data() -> Iterator[Finding]:
         entry, folder = catalog.find(name), catalog.folder_of(name)
         if not folder.exists():
             if entry.dataset_id.origin == "native":
-                yield Finding(level="absent", subject=name, found="not built; training builds it on first use")
+                yield Finding(level="absent", subject=name, message="not built; training builds it on first use")
             continue  # published data that are not here are `marl-flow data list`'s to show
         try:
             store = open_store(folder, verify=False, dataset_id=name)
         except UserError as error:
-            yield Finding(level="problem", subject=name, found=str(error))
+            yield Finding(level="problem", subject=name, message=str(error))
             continue
-        made_with, shipped = store.provenance.get("policy_sha256"), policies.get(entry.dataset_id.task_id)
-        if made_with is not None and shipped is not None and made_with != shipped:
-            found = "built from other behaviour policies than this version ships"
-            todo = f"marl-flow data build {name} --force; runs trained on it stay what they are"
-            yield Finding(level="problem", subject=name, found=found, todo=todo)
+        used, shipped = store.provenance.get("policy_sha256"), policies.get(entry.dataset_id.task_id)
+        if used is not None and shipped is not None and used != shipped:
+            message = "built from behaviour policies other than those of this version"
+            advice = f"marl-flow data build {name} --force; runs that were trained on it keep their results"
+            yield Finding(level="problem", subject=name, message=message, advice=advice)
         else:
             yield Finding(
-                level="ok", subject=name, found=native.unlike_recipe(store) or f"{store.num_episodes:,} episodes"
+                level="ok", subject=name, message=native.unlike_recipe(store) or f"{store.num_episodes:,} episodes"
             )
 
 
@@ -157,15 +159,15 @@ def _policies() -> Iterator[tuple[str, Finding]]:
                 if name.task_id == task_id and name.quality != "random":  # uniform actions, no network
                     behaviour.read_stack(path, name.quality)
         except UserError as error:
-            yield task_id, Finding(level="problem", subject=subject, found=str(error))
+            yield task_id, Finding(level="problem", subject=subject, message=str(error))
         else:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            yield task_id, Finding(level="ok", subject=subject, found=f"sha256 {digest[:16]}")
+            yield task_id, Finding(level="ok", subject=subject, message=f"sha256 {digest[:16]}")
 
 
 def _optional() -> Iterator[Finding]:
-    for name, (purpose, how) in OPTIONAL.items():
+    for name, (purpose, install) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
-            yield Finding(level="absent", subject=name, found=f"not installed; it is for {purpose}", todo=how)
+            yield Finding(level="absent", subject=name, message=f"not installed; it is for {purpose}", advice=install)
         else:
-            yield Finding(level="ok", subject=name, found=f"{importlib.metadata.version(name)}, for {purpose}")
+            yield Finding(level="ok", subject=name, message=f"{importlib.metadata.version(name)}, for {purpose}")

@@ -1,11 +1,10 @@
-"""Run folders to results: which requests to play, at what target return, and what is there already."""
+"""Evaluation of run folders: which episodes to play, in which ways of acting, and what is there already."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,29 +12,25 @@ from typing import Any
 
 import torch
 
-from marl_flow import baselines, checkpoint, datasets, evaluation, run_log, seeding, training
+from marl_flow import baselines, checkpoint, evaluation, run_log, seeding, training
 from marl_flow.algorithm import Algorithm
-from marl_flow.benchmarks import suite
 from marl_flow.checkpoint import Header
 from marl_flow.commands.opponents import environment
+from marl_flow.commands.targets import target_return
 from marl_flow.config import digest
-from marl_flow.datasets import catalog
-from marl_flow.datasets.windows import return_quantile
 from marl_flow.files import atomic_file
 from marl_flow.interfaces import EXECUTIONS, ActingConfig, EvaluationResult, Execution, UserError
-from marl_flow.run_folder import CONFIG, made_with
+from marl_flow.run_folder import CONFIG, environment_info
 from marl_flow.run_log import BlockLog
 
 log = logging.getLogger(__name__)
-
-NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What to evaluate of a run. `executions` empty: every one it was trained for. `target`: see `target_return`.
 
-    `steps` and `actions_per_plan`, in all combinations, are asked of methods that sample in steps.
+    `steps` and `actions_per_plan`, in all combinations, are for methods that sample in steps.
     """
 
     steps: tuple[int, ...] = (1, 2, 3, 5, 10)
@@ -54,41 +49,41 @@ class EvalConfig:
             raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
 
 
-def evaluate(run: Path, asked: EvalConfig, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
-    """Plays what is asked of a run folder, or of a checkpoint file in one, and appends it to the run's results.
+def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+    """Evaluates a run folder, or a checkpoint file in one, and appends the results to those of the run.
 
-    Returns the new results. What the run holds already is skipped unless `again`: results, and of an evaluation that
-    was killed the blocks of episodes it had finished.
+    Returns the new results. What the run holds already is skipped unless `again`: results, and the finished blocks of
+    episodes of an evaluation that was killed.
     """
-    device = training.checked_device(asked.device)
-    seeds = evaluation.evaluation_seeds(asked.episodes)
-    file = (checkpoint.latest(run) if run.is_dir() else run) or run
+    device = training.checked_device(config.device)
+    seeds = evaluation.evaluation_seeds(config.episodes)
+    file, folder = locate(run)
     algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=device)
-    folder = run if run.is_dir() else run.resolve().parent.parent
     if not (folder / CONFIG).is_file():
         raise UserError(f"{run}: expected a run folder, or a checkpoint file in one; {folder} has no {CONFIG}")
     protocol = protocol_of(header, is_file=run.is_file())
-    requests = requests_of(algorithm, header, asked)
-    place, model = evaluation.machine(algorithm)
-    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, made_with())
+    requests = requests_of(algorithm, header, folder, config)
+    device_type, model = evaluation.machine(algorithm)
+    made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, environment_info())
     done = set() if again else {_key(result) for result in run_log.read_results(folder)}
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
-        wanted = [acting for other, acting in requests if other == rule]
+        same_rule = [acting for other, acting in requests if other == rule]
         missing: dict[ActingConfig, BlockLog] = {}
-        for acting in wanted:
-            key = _wanted_key(header, acting, rule, protocol, seeds, place)
+        for acting in same_rule:
+            key = _request_key(header, acting, rule, protocol, seeds, device_type)
             blocks = BlockLog(folder, digest(key, *made_by))
             if again or key in done:
                 blocks.remove()
             if key not in done:
                 missing[acting] = blocks
-        if len(missing) < len(wanted):
-            log.info("%s: %d of %d evaluations are there already", folder, len(wanted) - len(missing), len(wanted))
-        if begun := sum(blocks.path.exists() for blocks in missing.values()):
-            log.info("%s: %d evaluations continue behind their last finished block", folder, begun)
+        if len(missing) < len(same_rule):
+            present = len(same_rule) - len(missing)
+            log.info("%s: %d of %d evaluations are there already", folder, present, len(same_rule))
+        if unfinished := sum(blocks.path.exists() for blocks in missing.values()):
+            log.info("%s: %d evaluations continue after their last finished block", folder, unfinished)
         if missing:
-            found = evaluation.evaluate(
+            new = evaluation.evaluate(
                 algorithm,
                 header,
                 lambda rows: environment(algorithm.spec, rows, device),
@@ -98,16 +93,23 @@ def evaluate(run: Path, asked: EvalConfig, *, gif: bool = False, again: bool = F
                 target_rule=rule,
                 logs=list(missing.values()),
             )
-            run_log.append_results(folder, found)
+            run_log.append_results(folder, new)
             for blocks in missing.values():
                 blocks.remove()
-            results += found
+            results += new
     if gif:
         for acting in {acting.execution: acting for _, acting in reversed(requests)}.values():
             path = folder / rollout_name(acting)
             if results or not path.exists():
                 write_rollout(algorithm, acting, path, seeds[0], device)
     return results
+
+
+def locate(run: Path) -> tuple[Path, Path]:
+    """The checkpoint file that a run folder, or the name of a checkpoint file, stands for, and its run folder."""
+    if run.is_dir():
+        return checkpoint.latest(run) or run, run
+    return run, run.resolve().parent.parent
 
 
 def protocol_of(header: Header, *, is_file: bool) -> str:
@@ -118,59 +120,34 @@ def protocol_of(header: Header, *, is_file: bool) -> str:
     return "named checkpoint" if is_file else "last checkpoint"
 
 
-def requests_of(algorithm: Algorithm, header: Header, asked: EvalConfig) -> list[tuple[str, ActingConfig]]:
-    """Every (target rule, way of acting) asked for that the algorithm can honestly be evaluated in."""
-    impossible = [name for name in asked.executions if name not in algorithm.executions]
+def requests_of(
+    algorithm: Algorithm, header: Header, run_folder: Path, config: EvalConfig
+) -> list[tuple[str, ActingConfig]]:
+    """Every requested (target rule, way of acting) that the algorithm can honestly be evaluated in."""
+    impossible = [name for name in config.executions if name not in algorithm.executions]
     if impossible:
         raise UserError(
-            f"this {algorithm.name} run was trained for {' and '.join(algorithm.executions)} execution, asked for "
+            f"this {algorithm.name} run was trained for {' and '.join(algorithm.executions)} execution, not for "
             f"{impossible[0]}; leave --execution out, or train a run for it"
         )
     requests = []
     for execution in EXECUTIONS:
-        if execution not in (asked.executions or algorithm.executions):
+        if execution not in (config.executions or algorithm.executions):
             continue
         rule, target = "none", None
         if algorithm.return_conditioned:
-            rule, target = target_return(asked.target, algorithm, header, execution)
-        acting = ActingConfig(execution=execution, target_return=target, gate_scale=asked.gate_scale)
+            rule, target = target_return(config.target, algorithm, header, run_folder, execution)
+        acting = ActingConfig(execution=execution, target_return=target, gate_scale=config.gate_scale)
         if not algorithm.samples_in_steps:
             requests.append((rule, acting))
             continue
-        for count, steps in itertools.product(asked.actions_per_plan, asked.steps):
+        for count, steps in itertools.product(config.actions_per_plan, config.steps):
             requests.append((rule, replace(acting, num_sampling_steps=steps, actions_per_plan=count)))
     return requests
 
 
-def target_return(text: str, algorithm: Algorithm, header: Header, execution: Execution) -> tuple[str, float]:
-    """The rule as recorded, and the raw discounted return to ask for at the start of an episode.
-
-    quantile:Q of the training data's start returns; constant:A*B; raw:V; paper: the constant of the paper's
-    configuration of this dataset and execution.
-    """
-    identity = catalog.parse(header.run.dataset_id)
-    rule = (
-        suite.cell(suite.published_name(identity.task_id, identity.quality), execution).target_rule
-        if text == "paper"
-        else text
-    )
-    if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
-        store = datasets.load(header.run.dataset_id)
-        if store.digest != header.run.dataset_digest:
-            raise UserError(
-                f"the run was trained on {header.run.dataset_id} with digest {header.run.dataset_digest[:16]}, found "
-                f"{(store.digest or '')[:16]} here; rebuild the dataset as it was, or name a --target raw:VALUE"
-            )
-        discount = type(algorithm).window(algorithm.config).discount
-        return rule, return_quantile(store, discount, float(match[1]))
-    if match := re.fullmatch(rf"constant:({NUMBER})\*({NUMBER})", rule):
-        return rule, float(match[1]) * float(match[2])
-    if match := re.fullmatch(rf"raw:({NUMBER})", rule):
-        return rule, float(match[1])
-    raise UserError(f"target: expected quantile:0.9, constant:0.9*700, raw:500 or paper, got {text!r}")
-
-
 def _key(result: EvaluationResult) -> tuple[Any, ...]:
+    """What makes two results the same evaluation."""
     return (
         *(result.config_digest, result.dataset_id, result.dataset_digest, result.training_seed, result.update),
         *(result.protocol, result.execution, result.num_sampling_steps, result.target_rule, result.target_return),
@@ -178,9 +155,10 @@ def _key(result: EvaluationResult) -> tuple[Any, ...]:
     )
 
 
-def _wanted_key(
+def _request_key(
     header: Header, acting: ActingConfig, rule: str, protocol: str, seeds: Sequence[int], device: str
 ) -> tuple[Any, ...]:
+    """The `_key` of the result that a request leads to."""
     run = header.run
     return (
         *(run.config_digest, run.dataset_id, run.dataset_digest, run.training["seed"], header.update),

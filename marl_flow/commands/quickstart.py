@@ -1,110 +1,99 @@
-"""From nothing to a results table: build a dataset, train five methods, evaluate and report them.
+"""From nothing to a results table: a campaign of five methods on one dataset, explained as it goes.
 
-Every part is skipped when it is finished, so a tour that was interrupted continues when it is started again.
+Whatever is finished is kept, so that a quickstart that was interrupted continues when it is started again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-DATASET = "mpe/simple_spread/expert"
+from marl_flow.benchmarks.campaign import Campaign, Method, make_runs
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    """One run of the tour."""
-
-    folder: str
-    algorithm: str
-    preset: str
-    settings: tuple[str, ...] = ()
-    about: str
-
-
-RUNS = (
-    Stop(
-        folder="coflow-centralized",
-        algorithm="coflow",
-        preset="compact",
-        settings=("conditioning=centralized",),
-        about="one plan of the whole team from what all agents see",
+QUICKSTART = Campaign(
+    about="five methods on one small dataset",
+    datasets=("mpe/simple_spread/expert",),
+    methods=(  # the slowest first: they are trained side by side
+        Method(
+            folder="coflow-centralized",
+            algorithm="coflow",
+            preset="compact",
+            settings=("conditioning=centralized",),
+            about="one plan for the whole team, from the observations of all agents",
+        ),
+        Method(
+            folder="coflow-decentralized",
+            algorithm="coflow",
+            preset="compact",
+            settings=("conditioning=decentralized",),
+            about="every agent plans for the whole team, from its own observation",
+        ),
+        Method(
+            folder="ma_td3_bc",
+            algorithm="ma_td3_bc",
+            preset="default",
+            about="imitates the data and improves on it with a critic",
+        ),
+        Method(folder="bc", algorithm="bc", preset="default", about="imitates the data, agent by agent"),
+        Method(folder="random", algorithm="random", preset="default", about="acts at random: score 0"),
     ),
-    Stop(
-        folder="coflow-decentralized",
-        algorithm="coflow",
-        preset="compact",
-        settings=("conditioning=decentralized",),
-        about="every agent plans the whole team from what it sees itself",
-    ),
-    Stop(folder="ma_td3_bc", algorithm="ma_td3_bc", preset="default", about="imitates, and improves by a critic"),
-    Stop(folder="bc", algorithm="bc", preset="default", about="imitates the data, agent by agent"),
-    Stop(folder="random", algorithm="random", preset="default", about="the zero of the score"),
+    episodes=100,
+    steps=(1, 2, 3, 5, 10),
+    layout="{method}",
 )
-"""The longest first: they are trained side by side."""
-STEPS = (1, 2, 3, 5, 10)
 
 
-def run(
+def quickstart(
     out: Path,
     *,
     seed: int,
     episodes: int,
     device: str,
-    say: Callable[[str], object],
-    dataset: str = DATASET,
-    runs: Sequence[Stop] = RUNS,
+    print_fn: Callable[[str], object],
+    campaign: Campaign = QUICKSTART,
 ) -> Path:
-    """Makes the whole tour under `out`, telling `say` about it line by line; returns the report's path."""
+    """Runs the whole quickstart below `out`, reporting line by line to `print_fn`; returns the path of the report."""
     import torch
 
     from marl_flow.benchmarks import report
-    from marl_flow.commands import data, evaluate
-    from marl_flow.commands import train as making
-    from marl_flow.commands import workers as pool
+    from marl_flow.commands import data, evaluate, train, workers
     from marl_flow.datasets import catalog
 
-    begun = time.perf_counter()
-    plans = {
-        stop.folder: making.plan(
-            dataset, stop.algorithm, preset=stop.preset, settings=stop.settings, seed=seed, device=device
-        )
-        for stop in runs
-    }
-    say(f"1 of 4. Data: {dataset}, in {catalog.folder_of(dataset)}")
+    start, (dataset,) = time.perf_counter(), campaign.datasets
+    runs = make_runs(dataclasses.replace(campaign, seeds=(seed,), episodes=episodes), out, device)
+    print_fn(f"1 of 4. Data: {dataset}, in {catalog.folder_of(dataset)}")
     store = data.open_dataset(dataset)
-    say(f"   {store.num_episodes:,} episodes, mean team return {store.team_returns().mean():.1f}")
+    print_fn(f"   {store.num_episodes:,} episodes, mean team return {store.team_returns().mean():.1f}")
 
-    workers = pool.workers_for(device, len(runs))
-    say(f"2 of 4. Training, seed {seed}, on {device}, {workers} at a time")
-    for stop in runs:
-        say(f"   {stop.folder}: {stop.about}")
-    pieces = [(plan, out / folder) for folder, plan in plans.items()]
-    results = {folder.name: result for (_, folder), result in pool.as_done(making.train_piece, pieces, workers)}
-    for stop in runs:
-        say(f"   {stop.folder}: {making.describe_training(results[stop.folder])}")
+    processes = workers.workers_for(device, len(runs))
+    print_fn(f"2 of 4. Training: seed {seed}, on {device}, {processes} at a time")
+    for method in campaign.methods:
+        print_fn(f"   {method.folder}: {method.about}")
+    trained = {run.folder: result for run, result in workers.as_done(train.train, [run for run, _ in runs], processes)}
+    for run, _ in runs:
+        print_fn(f"   {run.folder.name}: {train.describe_training(trained[run.folder])}")
 
-    say(f"3 of 4. Evaluation: {episodes} episodes each, the same for all")
+    print_fn(f"3 of 4. Evaluation: {episodes} episodes each, the same for every method")
     if device == "cpu":  # as in training: the same numbers, and latencies, on any number of cores
         torch.set_num_threads(1)
-    for stop in runs:
-        asked = evaluate.EvalConfig(steps=STEPS, episodes=episodes, device=device)
-        found = evaluate.evaluate(out / stop.folder, asked, gif=True)
-        for line in map(evaluate.describe, found):
-            say(f"   {line}")
-        if not found:
-            say(f"   {stop.folder}: evaluated before")
+    for run, evaluation in runs:
+        results = evaluate.evaluate(run.folder, evaluation, gif=True)
+        for line in map(evaluate.describe, results):
+            print_fn(f"   {line}")
+        if not results:
+            print_fn(f"   {run.folder.name}: evaluated before")
 
-    say("4 of 4. Report")
-    path, rows = report.write([out / stop.folder for stop in runs], out / "report")
-    say("")
-    say(report.summary(rows))
-    say("")
-    say(f"Done in {time.perf_counter() - begun:.0f} s.")
-    say(f"   tables, plot and rollouts  {path.parent}")
-    say(f"   checkpoints and metrics    {out.resolve()} (curves: tensorboard --logdir {out})")
-    say(f"   dataset                    {catalog.folder_of(dataset)} (its card: marl-flow data show {dataset})")
-    say(f"Next: marl-flow train {dataset} coflow --show-config")
+    print_fn("4 of 4. Report")
+    path, rows = report.write([run.folder for run, _ in runs], out / "report")
+    print_fn("")
+    print_fn(report.summary(rows))
+    print_fn("")
+    print_fn(f"Done in {time.perf_counter() - start:.0f} s.")
+    print_fn(f"   tables, plot and rollouts  {path.parent}")
+    print_fn(f"   checkpoints and metrics    {out.resolve()} (curves: tensorboard --logdir {out})")
+    folder = catalog.folder_of(dataset)
+    print_fn(f"   dataset                    {folder} (its card: marl-flow data show {dataset})")
+    print_fn(f"Next: marl-flow train {dataset} coflow --show-config")
     return path

@@ -1,8 +1,9 @@
-"""Names to runs: a dataset, an algorithm and settings become a run folder. The command line and quickstart share it."""
+"""From names to a run: a dataset, an algorithm and settings become a run folder."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import textwrap
@@ -22,15 +23,16 @@ from marl_flow.training import TrainConfig, TrainResult
 from marl_flow.training import train as run_training
 
 TRAIN_PREFIX = "train."
-"""Puts a setting to training where the algorithm has one of the same name: `train.updates=3000` trains on."""
+"""Marks a setting as one of training where the algorithm has one of the same name: `train.updates=3000`."""
 OWN_FLAGS = ("seed", "device")
-"""Fields of `TrainConfig` with a flag of their own."""
+"""Fields of `TrainConfig` with a command-line flag of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything a run is made of, by name and value."""
+class Run:
+    """A run to train: everything it is made of, by name and value, and the folder it is written into."""
 
+    folder: Path
     dataset_id: str
     algorithm: str
     preset: str
@@ -38,109 +40,124 @@ class Plan:
     training: TrainConfig
 
 
-def plan(
+def make_run(
     dataset: str,
     algorithm: str,
     *,
+    folder: Path | None = None,
     preset: str | None = None,
     settings: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
-    cell: Execution | None = None,
-) -> Plan:
+    paper_settings: Execution | None = None,
+) -> Run:
     """The run that names and `key=value` settings describe.
 
-    A preset (None: the algorithm's first), over it the paper's configuration of the dataset in the execution `cell`
-    (None: none), over that the settings.
+    Later values win: a preset (None: the algorithm's first), then the paper's configuration of the dataset in the
+    execution `paper_settings` (None: none), then the settings. folder None: `default_folder`.
     """
     entry, kind = catalog.find(dataset), baselines.get(algorithm)
     name = preset or next(iter(kind.presets))
     if name not in kind.presets:
         raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, kind.presets)}")
     config, training = kind.presets[name], TrainConfig(seed=seed, device=device)
-    if cell is not None:
+    if paper_settings is not None:
         if algorithm != "coflow":
-            raise UserError(f"cell: the paper's configurations are of coflow, not of {algorithm}; leave it out")
+            raise UserError(f"paper-settings: the paper configures coflow, not {algorithm}; leave the option out")
         identity = entry.dataset_id
-        config = override(
-            config, suite.cell(suite.published_name(identity.task_id, identity.quality), cell).coflow_settings
-        )
-    ours, shared = _sorted_settings(settings, config)
-    return Plan(
-        dataset_id=str(entry.dataset_id),
+        dataset_name = suite.published_name(identity.task_id, identity.quality)
+        config = override(config, suite.paper_settings(dataset_name, paper_settings).coflow_settings)
+    of_algorithm, of_training = _sorted_settings(settings, config)
+    config, training = override(config, of_algorithm), override(training, of_training)
+    dataset_id = str(entry.dataset_id)
+    return Run(
+        folder=folder or default_folder(dataset_id, algorithm, name, config, seed),
+        dataset_id=dataset_id,
         algorithm=algorithm,
         preset=name,
-        config=override(config, ours),
-        training=override(training, shared),
+        config=config,
+        training=training,
     )
 
 
 def _sorted_settings(settings: Sequence[str], config: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Settings `key=value` of the algorithm's config, and those of training."""
-    own = [field.name for field in dataclasses.fields(config)]
-    shared = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in OWN_FLAGS]
-    ours: dict[str, str] = {}
-    theirs: dict[str, str] = {}
+    names_of_algorithm = [field.name for field in dataclasses.fields(config)]
+    names_of_training = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in OWN_FLAGS]
+    of_algorithm: dict[str, str] = {}
+    of_training: dict[str, str] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        name, forced = key.removeprefix(TRAIN_PREFIX), key.startswith(TRAIN_PREFIX)
+        name, has_prefix = key.removeprefix(TRAIN_PREFIX), key.startswith(TRAIN_PREFIX)
         if not equals:
             raise UserError(f"expected a setting as key=value, got {setting!r}")
-        if name not in shared and (forced or name not in own):
-            raise UserError(f"unknown setting {key!r}; {nearest(name, {*own, *shared})}; --show-config explains each")
-        chosen = theirs if forced or name not in own else ours
+        if name not in names_of_training and (has_prefix or name not in names_of_algorithm):
+            raise UserError(
+                f"unknown setting {key!r}; {nearest(name, {*names_of_algorithm, *names_of_training})}; "
+                "--show-config explains each"
+            )
+        chosen = of_training if has_prefix or name not in names_of_algorithm else of_algorithm
         if name in chosen:
-            raise UserError(f"{key} is given twice, as {chosen[name]} and as {value}")
+            raise UserError(f"{key} is given twice, as {chosen[name]} and as {value}; give it once")
         chosen[name] = value
-    return ours, theirs
+    return of_algorithm, of_training
 
 
-def default_folder(plan: Plan) -> Path:
-    """Where a run goes unless told otherwise; settings other than the conditioning are not in the name."""
-    parts = [plan.algorithm, plan.preset, getattr(plan.config, "conditioning", None), f"seed{plan.training.seed}"]
-    return Path("runs") / plan.dataset_id.replace("/", "_") / "-".join(part for part in parts if part)
+def default_folder(dataset_id: str, algorithm: str, preset: str, config: Any, seed: int) -> Path:
+    """Where a run is written when no folder is named; of its settings only the conditioning is in the name."""
+    parts = [algorithm.replace(":", "."), preset, getattr(config, "conditioning", None), f"seed{seed}"]
+    return Path("runs") / dataset_id.replace("/", "_") / "-".join(part for part in parts if part)
 
 
-def describe_settings(plan: Plan) -> str:
-    """Every setting of the plan: its name, its value, and its meaning."""
-    own = {field.name for field in dataclasses.fields(plan.config)}
-    lines = [f"{plan.algorithm}, preset {plan.preset} (there are: {', '.join(baselines.get(plan.algorithm).presets)})"]
-    lines += _described(plan.config)
-    lines += ["", "training"]
-    training = {f.name: getattr(plan.training, f.name) for f in dataclasses.fields(TrainConfig)}
-    for name, line in zip(training, _described(plan.training, clash=own), strict=True):
+def boolean_settings(words: Sequence[str]) -> set[str]:
+    """Names of the settings that are true or false: of training, and of every algorithm that `words` name."""
+    configs: list[type] = [TrainConfig]
+    for word in words:
+        with contextlib.suppress(UserError):  # not an algorithm; a wrong one is reported where it is looked up
+            configs.append(type(next(iter(baselines.get(word).presets.values()))))
+    return {name for config in configs for name, hint in typing.get_type_hints(config).items() if hint is bool}
+
+
+def describe_settings(run: Run) -> str:
+    """Every setting of the run: its name, its value and its meaning."""
+    names_of_algorithm = {field.name for field in dataclasses.fields(run.config)}
+    presets = ", ".join(baselines.get(run.algorithm).presets)
+    lines = [f"{run.algorithm}, preset {run.preset} (presets: {presets})", *_described(run.config), "", "training"]
+    names_of_training = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name, line in zip(names_of_training, _described(run.training, prefixed=names_of_algorithm), strict=True):
         if name not in OWN_FLAGS:
             lines.append(line)
     return "\n".join(lines)
 
 
-def _described(config: Any, clash: Set[str] = frozenset()) -> list[str]:
+def _described(config: Any, prefixed: Set[str] = frozenset()) -> list[str]:
+    """A paragraph for each field; the names in `prefixed` are shown with TRAIN_PREFIX."""
     meanings, hints = field_meanings(type(config)), typing.get_type_hints(type(config))
     lines = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        name = f"{TRAIN_PREFIX}{field.name}" if field.name in clash else field.name
-        first, *more = textwrap.wrap(f"{meanings.get(field.name, '')} ({_kind(hints[field.name])})".strip(), 68)
+        name = f"{TRAIN_PREFIX}{field.name}" if field.name in prefixed else field.name
+        first, *more = textwrap.wrap(f"{meanings.get(field.name, '')} ({_type_name(hints[field.name])})".strip(), 68)
         lines.append("\n".join([f"  {name + '=' + text:<38} {first}", *(f"{'':41}{line}" for line in more)]))
     return lines
 
 
-def _kind(hint: Any) -> str:
-    """A type as a reader of help knows it."""
+def _type_name(hint: Any) -> str:
+    """A type in the words of a help text."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(map(str, arguments))
     if typing.get_origin(hint) is tuple:
-        return f"{_kind(arguments[0])}, ..."
+        return f"{_type_name(arguments[0])}, ..."
     if arguments:
-        return " or ".join(_kind(argument) for argument in arguments)
+        return " or ".join(_type_name(argument) for argument in arguments)
     return "None" if hint is type(None) else {"bool": "true or false"}.get(hint.__name__, hint.__name__)
 
 
-def field_meanings(kind: type) -> dict[str, str]:
-    """The string under each field of a dataclass, as one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+def field_meanings(config_class: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, as one line."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body
     assert isinstance(tree, ast.ClassDef)
     meanings = {}
     for field, below in zip(tree.body, tree.body[1:], strict=False):
@@ -151,22 +168,17 @@ def field_meanings(kind: type) -> dict[str, str]:
     return meanings
 
 
-def train(plan: Plan, folder: Path) -> TrainResult:
-    """Trains the plan into a run folder, with a progress bar; continues a folder that holds the same run."""
-    data = training_data(open_dataset(plan.dataset_id))
-    kind = baselines.get(plan.algorithm)
-    return run_training(folder, kind, plan.config, plan.training, data, preset=plan.preset, progress=True)
-
-
-def train_piece(piece: tuple[Plan, Path]) -> TrainResult:
-    """`train` of one argument, for a pool of processes."""
-    return train(*piece)
+def train(run: Run, *, progress: bool = True) -> TrainResult:
+    """Trains a run, with a progress bar; continues where it stopped when the folder holds the same run."""
+    data = training_data(open_dataset(run.dataset_id))
+    algorithm = baselines.get(run.algorithm)
+    return run_training(run.folder, algorithm, run.config, run.training, data, preset=run.preset, progress=progress)
 
 
 def describe_training(result: TrainResult) -> str:
-    """What a training run came to, for a terminal."""
+    """One line about a finished training, for a terminal."""
     seconds, update = result.header.seconds["total"], result.header.update
-    begun = "" if result.resumed_from is None else f", continued from update {result.resumed_from}"
+    continued = "" if result.resumed_from is None else f", continued from update {result.resumed_from}"
     if result.resumed_from == update:
-        begun = ", finished before: nothing was left to do"
-    return f"{update:,} updates in {seconds:.0f} s{begun}; checkpoint {result.checkpoint}"
+        continued = ", finished before: nothing was left to do"
+    return f"{update:,} updates in {seconds:.0f} s{continued}; checkpoint {result.checkpoint}"

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from marl_flow.benchmarks import report, results
+from marl_flow import results, run_log
+from marl_flow.benchmarks import report, table
 from marl_flow.interfaces import EvaluationResult, UserError
 
 DATASET = "native/mpe/simple_spread/expert-v1"
@@ -102,7 +103,7 @@ def test_training_seeds_share_a_row_and_nothing_else_does(tmp_path: Path) -> Non
         {"algorithm": "coflow"},
     ]
     run(tmp_path / "a", *(line(result(**variant)) for variant in variants))
-    found = results.rows(results.run_folders([tmp_path]))
+    found = table.table_rows(results.load([tmp_path]))
     assert len(found) == len(variants) - 1
     (both,) = [row for row in found if len(row.training_seeds) == 2]
     assert both.training_seeds == (0, 1) and both.returns.shape == (2, 4)
@@ -114,12 +115,12 @@ def test_data_of_one_id_and_different_content_stay_apart(tmp_path: Path) -> None
     other = result(dataset_digest="e" * 64, algorithm="coflow", num_sampling_steps=1)
     run(tmp_path / "a", line(result()), line(result(dataset_digest="e" * 64)), line(other))
     _, found = report.write([tmp_path / "a"], tmp_path / "out")
-    assert [results.label(row, found) for row in found] == [
+    assert [table.label(row, found) for row in found] == [
         "bc (default), data dddddddd",
         "bc (default), data eeeeeeee",
         "coflow (default), data eeeeeeee",
     ]
-    assert [results.beats(row, found) for row in found] == [None, None, 0.5]
+    assert [table.beats(row, found) for row in found] == [None, None, 0.5]
     text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert [part.splitlines()[0] for part in text.split("\n## ")[2:4]] == [
         f"{DATASET}, data dddddddd",
@@ -133,7 +134,7 @@ def test_times_of_different_machines_are_not_mixed(tmp_path: Path) -> None:
     """Catches a median over a GPU and a CPU, or over two models, under the name of the first."""
     slow = result(training_seed=1, latency_ms_p50=5.0)
     run(tmp_path / "a", line(result()), line(slow))
-    (row,) = results.rows([tmp_path / "a"])
+    (row,) = table.table_rows(results.load(tmp_path / "a"))
     assert row.latency_ms == (2.75, 0.75)
     for change in ({"device": "cuda"}, {"model": "another machine"}):
         run(tmp_path / "a", line(result()), line(dataclasses.replace(slow, **change)))
@@ -162,7 +163,7 @@ def test_evaluating_again_replaces_and_says_so(tmp_path: Path, caplog: pytest.Lo
     """Catches a repeated evaluation counted as a second training seed, or dropped in silence."""
     run(tmp_path / "a", line(result()), line(result(team_returns=(300.0,) * 4)))
     with caplog.at_level(logging.WARNING):
-        (row,) = results.rows([tmp_path / "a"])
+        (row,) = table.table_rows(results.load(tmp_path / "a"))
     assert row.mean == 300.0 and row.returns.shape == (1, 4)
     assert "evaluated before" in caplog.text
 
@@ -172,8 +173,8 @@ def test_improvement_needs_the_same_evaluation_seeds(tmp_path: Path) -> None:
     rival = result(algorithm="coflow", team_returns=(510.0, 500.0, 510.0, 600.0))
     other = result(algorithm="omar", seeds=(1, 2, 3, 4))
     run(tmp_path / "a", line(result()), line(rival), line(other))
-    found = {row.first.algorithm: row for row in results.rows([tmp_path / "a"])}
-    beats = {name: results.beats(row, list(found.values())) for name, row in found.items()}
+    found = {row.first.algorithm: row for row in table.table_rows(results.load(tmp_path / "a"))}
+    beats = {name: table.beats(row, list(found.values())) for name, row in found.items()}
     assert beats == {"bc": None, "coflow": 0.75, "omar": None}
 
 
@@ -181,16 +182,16 @@ def test_a_line_cut_short_is_left_out_with_a_warning(tmp_path: Path, caplog: pyt
     """Catches a report that dies on the trace of a killed evaluation, and one that forgives anything else."""
     path = run(tmp_path / "a", line(result()), line(result(training_seed=1))[:80]) / "results.jsonl"
     with caplog.at_level(logging.WARNING):
-        assert len(results.read_results(path)) == 1
+        assert len(run_log.read_results(path.parent)) == 1
     assert "line 2" in caplog.text and str(path) in caplog.text
     whole = run(tmp_path / "b", line(result()).rstrip("\n")) / "results.jsonl"
-    assert len(results.read_results(whole)) == 1
+    assert len(run_log.read_results(whole.parent)) == 1
     run(tmp_path / "a", line(result())[:80] + "\n", line(result()))
     with pytest.raises(UserError, match="line 1"):
-        results.read_results(path)
+        run_log.read_results(path.parent)
     run(tmp_path / "a", line(result()), line(result())[:80] + "\n")
     with pytest.raises(UserError, match="line 2"):
-        results.read_results(path)
+        run_log.read_results(path.parent)
 
 
 def without(name: str) -> str:
@@ -216,7 +217,7 @@ def test_a_bad_line_names_file_and_line(tmp_path: Path, bad: str, says: str) -> 
     """Catches a broken result that reaches the table, or a message that does not say where it is."""
     path = run(tmp_path / "a", line(result()), bad, line(result())) / "results.jsonl"
     with pytest.raises(UserError) as caught:
-        results.read_results(path)
+        run_log.read_results(path.parent)
     assert f"{path}, line 2" in str(caught.value) and says in str(caught.value)
 
 
@@ -335,7 +336,7 @@ def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.
     ]
     run(tmp_path / "a", *lines, line(result()))
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
-    figures.plot(results.rows([tmp_path / "a"]), tmp_path / "plot.png", "the data")
+    figures.plot(table.table_rows(results.load(tmp_path / "a")), tmp_path / "plot.png", "the data")
     axes = pyplot.gcf().axes[0]
     drawn = {one.get_label(): one for one in axes.get_lines()}
     np.testing.assert_allclose(drawn["coflow (default), C"].get_xydata(), [[1, 400], [2, 450], [10, 480]])
@@ -360,7 +361,7 @@ def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp
         *(line(result(**flow, num_sampling_steps=k)) for k in (1, 3, 10)),
         *(line(result(**tag)), line(result(**flow, **tag, num_sampling_steps=1))),
     )
-    first, second = report.overview(results.rows([tmp_path / "a"])).split("\n\n")
+    first, second = report.overview(table.table_rows(results.load(tmp_path / "a"))).split("\n\n")
     cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in first.splitlines()]
     assert cells[0] == ["Dataset", "Training seeds", "bc", "coflow-C k=1"]
     assert cells[2] == [DATASET, "1", "", "516.8 [506.8, 526.8] (100.0)"]
@@ -387,7 +388,7 @@ def test_reused_plans_have_a_column_of_their_own(tmp_path: Path) -> None:
     ]
     assert written[1]["return_low"] == written[2]["return_low"]  # the draws are those of before there was an m
     bc, one, four = found[:3]
-    assert [results.label(row, found[:3]) for row in (bc, one, four)] == [
+    assert [table.label(row, found[:3]) for row in (bc, one, four)] == [
         *("bc (default)", "coflow (default), m=1", "coflow (default), m=4")
     ]
     text = path.read_text(encoding="utf-8")

@@ -50,22 +50,22 @@ def test_an_average_needs_every_dataset_of_the_suite() -> None:
 
 def test_the_paper_has_sixty_configurations() -> None:
     """Catches rows lost or doubled while parsing: 30 datasets, each in both executions."""
-    in_paper = [cell for cell in suite.cells() if cell.in_paper]
-    assert len(in_paper) == len({(cell.dataset, cell.execution) for cell in in_paper}) == 60
-    assert len({cell.dataset for cell in in_paper}) == 30
-    assert {cell.dataset for cell in suite.cells()} <= set(suite.dataset_means())
+    in_paper = [config for config in suite.all_paper_settings() if config.in_paper]
+    assert len(in_paper) == len({(config.dataset, config.execution) for config in in_paper}) == 60
+    assert len({config.dataset for config in in_paper}) == 30
+    assert {config.dataset for config in suite.all_paper_settings()} <= set(suite.dataset_means())
 
 
 def test_a_configuration_becomes_settings_of_coflow() -> None:
     """Catches renamed config fields, the off-by-one of the horizon, and an inverted flag."""
     flow_policy = pytest.importorskip("marl_flow.coflow.algorithm")
-    cell = suite.cell("smac/3m/poor", "decentralized")
-    config = override(flow_policy.CoFlow.presets["paper"], cell.coflow_settings)
+    paper = suite.paper_settings("smac/3m/poor", "decentralized")
+    config = override(flow_policy.CoFlow.presets["paper"], paper.coflow_settings)
     assert (config.history, config.horizon, config.frames) == (20, 3, 24)
     assert (config.conditioning, config.returns_scale, config.updates) == ("decentralized", 10.0, 250_000)
     assert config.return_to_go_update and not config.inverse_per_agent and config.normalizer == "cdf"
-    assert cell.target_rule == "constant:1*10"
-    spread = suite.cell("mpe/simple_spread/expert", "decentralized")
+    assert paper.target_rule == "constant:1*10"
+    spread = suite.paper_settings("mpe/simple_spread/expert", "decentralized")
     assert spread.coflow_settings["inverse_per_agent"] == "True" and spread.normalizer == "limits"
     assert spread.target_rule == "constant:0.9*700"
 
@@ -73,7 +73,7 @@ def test_a_configuration_becomes_settings_of_coflow() -> None:
 def test_an_unknown_configuration_names_the_nearest() -> None:
     """Catches a bare KeyError for a mistyped dataset."""
     with pytest.raises(UserError, match="mpe/simple_spread/expert"):
-        suite.cell("mpe/simple_spred/expert", "centralized")
+        suite.paper_settings("mpe/simple_spred/expert", "centralized")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,8 @@ def sampler(store: EpisodeStore, history: int, horizon: int, discount: float = 0
 class Golden:
     """One file of recorded windows, and the same raw episodes as a store without final observations."""
 
-    def __init__(self, path: Path) -> None:
-        with np.load(path) as arrays:
-            self.arrays = dict(arrays)
+    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+        self.arrays = arrays
         self.meta = json.loads(str(self.arrays["meta"]))
         self.history = self.meta["history_horizon"]
         self.horizon = self.meta["horizon"] - 1  # the release counts frames
@@ -61,8 +61,8 @@ class Golden:
 
 
 @pytest.fixture(params=["centralized", "decentralized_history", "per_agent_limits"])
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    return Golden(shared / "golden" / f"windows_{request.param}.npz")
+def golden(request: pytest.FixtureRequest, recorded: Callable[[str], dict[str, np.ndarray]]) -> Golden:
+    return Golden(recorded(f"windows_{request.param}"))
 
 
 def test_golden_windows(golden: Golden) -> None:

@@ -14,9 +14,17 @@ from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.pettingzoo import ParallelVectorEnv, SingleEpisode, to_parallel_env
 from marl_flow.interfaces import UserError
 
+QUICK_TASKS = (
+    *(task_id for task_id in envs.TASKS if task_id.startswith("mpe/")),
+    *("mamujoco/2ant", "mamujoco/v1/Ant/2x4", "smac/3m", "smac/2s3z", "smacv2/terran_5_vs_5"),
+)
+
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("task_id", envs.TASKS)
+@pytest.mark.parametrize(
+    "task_id",
+    [pytest.param(task_id, marks=() if task_id in QUICK_TASKS else pytest.mark.slow) for task_id in envs.TASKS],
+)
 def test_pettingzoo_accepts_our_tasks(task_id: str) -> None:
     """Catches a breach of the parallel API, the warnings of its test included."""
     parallel_api_test(to_parallel_env(task_id), num_cycles=60)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from marl_flow import cli
+import marl_flow
+from marl_flow import cli, results
+from marl_flow.benchmarks.campaign import make_runs
 from marl_flow.commands import doctor, quickstart
 from marl_flow.run_log import read_results
 
@@ -85,12 +87,20 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
         (["d", "bc", "--out", "a=b", "--show-config"], ["d", "bc", "--out", "a=b", "--show-config"]),
         (["d", "bc", "--show_config", "--out=a"], ["d", "bc", "--show_config", "--out=a"]),
         (["d", "bc", "--amp", "k=1"], ["d", "bc", "amp=true", "k=1"]),
+        (["--amp", "d", "bc"], ["d", "bc", "amp=true"]),
+        (["--no-agent-id", "d", "bc", "--width", "3"], ["d", "bc", "agent_id=false", "width=3"]),
+        (["d", "bc", "--amp", "false", "--compile", "True"], ["d", "bc", "amp=false", "compile=True"]),
+        (["d", "bc", "--masked", "8"], ["d", "bc", "masked=8"]),
+        (["d", "coflow", "--masked", "8"], ["d", "coflow", "8", "masked=true"]),
+        (["d", "bc", "--task", "a:b", "--hidden", "8"], ["d", "bc", "--task", "a:b", "hidden=8"]),
+        (["d", "bc", "--hidden"], ["d", "bc", "hidden"]),
         (["--help"], ["--help"]),
         (["-h"], ["-h"]),
+        (["d", "bc", "--width", "8", "--help"], ["d", "bc", "--width", "8", "--help"]),
     ],
 )
 def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[str]) -> None:
-    """Catches a flag's value taken for a setting, a setting taken for a flag's value, and lost switches."""
+    """Catches a flag's value taken for a setting, a word after a switch taken for its value, and lost switches."""
     assert cli.with_settings(["train", *given]) == ["train", *becomes]
     assert cli.with_settings(["eval", *given]) == ["eval", *given]
 
@@ -112,7 +122,8 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
-        (["train", DATASET, "bc", "--cell", "centralized"], "of coflow, not of bc"),
+        (["train", DATASET, "coflow", "--width"], "expected a setting as key=value"),
+        (["train", DATASET, "bc", "--paper-settings", "centralized"], "the paper configures coflow, not bc"),
         (["train", DATASET, "bc", "--device", "abacus"], "expected cpu, cuda"),
         (["train", DATASET, "bc", "--device", "meta"], "expected cpu, cuda"),
         (["train", DATASET, "bc", "--learning-rate", "nan"], "nan"),
@@ -135,6 +146,18 @@ def test_bad_input_is_one_message_and_exit_2(
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error and error.count("marl-flow: ") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a version that is asked for and answered with a usage error."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"marl-flow {marl_flow.__version__}\n"
+
+
+def test_a_switch_before_the_dataset_takes_no_value(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches `--amp DATASET bc`, whose dataset would be the value of amp."""
+    assert cli.main(["train", "--amp", DATASET, "bc", "--show-config"]) == 0
+    assert "  amp=True " in capsys.readouterr().out
 
 
 def test_what_tyro_refuses_exits_2_too(tool: Tool) -> None:
@@ -228,14 +251,15 @@ def test_show_config_explains_every_setting(place: Path, capsys: pytest.CaptureF
     assert not list(place.iterdir())
 
 
-def test_a_cell_is_the_papers_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a cell that changes nothing, or that overrules what is typed."""
-    command = ["train", DATASET, "coflow", "--preset", "paper", "--cell", "decentralized", "--show-config"]
+def test_a_run_starts_from_the_papers_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a configuration of the paper that changes nothing, or that overrules what is typed."""
+    command = ["train", DATASET, "coflow", "--preset", "paper", "--paper-settings", "decentralized", "--show-config"]
     assert cli.main([*command, "updates=7"]) == 0
     text = capsys.readouterr().out
     assert "  conditioning=decentralized " in text and "  returns_scale=500.0 " in text and "  updates=7 " in text
 
 
+@pytest.mark.slow
 def test_train_eval_and_report_make_one_journey(tool: Tool, place: Path) -> None:
     """Catches commands that do not fit together, work done twice, and results lost between them."""
     first = tool(*bc("runs/bc", "updates=6"))
@@ -323,6 +347,7 @@ def test_a_folder_of_another_run_is_left_alone(place: Path, capsys: pytest.Captu
     assert {path: path.read_bytes() for path in (place / "a").rglob("*.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_behind_a_checkpoint_and_the_same_command_continues(place: Path) -> None:
     """Catches an interrupted training that loses its work, ends with a traceback, or exits as if it had finished."""
     command = [sys.executable, "-m", "marl_flow", *bc("a", "updates=100000", "checkpoint_every=100000", "log_every=5")]
@@ -381,37 +406,44 @@ def test_target_rules_are_computed_and_recorded(place: Path) -> None:
     assert read_results(place / "c")[-1].gate_scale == 0.0
 
 
-def test_the_tour_runs_through_and_continues(place: Path) -> None:
+@pytest.mark.slow
+def test_the_quickstart_runs_through_and_continues(place: Path) -> None:
     """Catches a quickstart whose parts do not fit, or that starts from nothing when it is started again."""
     tiny = ("updates=1", "batch_size=8", "width=16", "token_blocks=1", "inverse_hidden=8", "tensorboard=false")
-    runs = [
-        dataclasses.replace(stop, settings=(*stop.settings, *(tiny if stop.algorithm == "coflow" else ("updates=1",))))
-        for stop in quickstart.RUNS
-    ]
-    said: list[str] = []
-    tour = {"seed": 0, "episodes": 2, "device": "cpu", "say": said.append, "dataset": DATASET, "runs": runs}
-    report = quickstart.run(place / "q", **tour)
-    text = "\n".join(said)
+    methods = tuple(
+        dataclasses.replace(m, settings=(*m.settings, *(tiny if m.algorithm == "coflow" else ("updates=1",))))
+        for m in quickstart.QUICKSTART.methods
+    )
+    small = dataclasses.replace(quickstart.QUICKSTART, datasets=(DATASET,), methods=methods)
+    printed: list[str] = []
+
+    def run() -> Path:
+        arguments = {"seed": 2, "episodes": 2, "device": "cpu", "print_fn": printed.append, "campaign": small}
+        return quickstart.quickstart(place / "q", **arguments)
+
+    report = run()
+    text = "\n".join(printed)
     assert report == place / "q/report/report.md" and str(report.parent) in text
-    rows = (place / "q/report/results.csv").read_text(encoding="utf-8").splitlines()[1:]
-    assert len(rows) == 3 + 2 * len(quickstart.STEPS)
+    rows = results.load(place / "q")
+    assert len(rows) == 3 + 2 * len(small.steps) and {(row.training_seed, len(row.seeds)) for row in rows} == {(2, 2)}
+    assert {row.run_folder for row in rows} == {place / "q" / method.folder for method in methods}
     assert len(list((place / "q/report/rollouts").iterdir())) == 5
     before = {path: path.stat().st_mtime_ns for path in (place / "q").rglob("*") if path.suffix in (".gif", ".jsonl")}
-    said.clear()
-    quickstart.run(place / "q", **tour)
-    text = "\n".join(said)
-    assert text.count("finished before") == len(runs) and text.count("evaluated before") == len(runs)
+    printed.clear()
+    run()
+    text = "\n".join(printed)
+    assert text.count("finished before") == len(methods) and text.count("evaluated before") == len(methods)
     kept = {path: path.stat().st_mtime_ns for path in before if "report" not in path.parts}
     assert kept == {path: at for path, at in before.items() if "report" not in path.parts}
 
 
-def test_the_tour_names_things_that_exist() -> None:
-    """Catches a renamed setting, preset or dataset that only the ten-minute tour would notice."""
-    from marl_flow.commands import train
-
-    for stop in quickstart.RUNS:
-        train.plan(quickstart.DATASET, stop.algorithm, preset=stop.preset, settings=stop.settings)
-    assert len({stop.folder for stop in quickstart.RUNS}) == len(quickstart.RUNS)
+def test_the_quickstart_names_things_that_exist() -> None:
+    """Catches a renamed setting, preset or dataset that only the ten-minute quickstart would notice."""
+    runs = make_runs(quickstart.QUICKSTART, Path("q"), "cpu")
+    assert [run.folder.as_posix() for run, _ in runs] == [
+        *("q/coflow-centralized", "q/coflow-decentralized", "q/ma_td3_bc", "q/bc", "q/random")
+    ]
+    assert {run.dataset_id for run, _ in runs} == {"native/mpe/simple_spread/expert-v1"}
 
 
 @pytest.mark.parametrize(
@@ -428,7 +460,7 @@ def test_doctor_compares_versions(requirement: str, level: str) -> None:
     """Catches versions compared as text (10 before 9), and absent libraries passed over."""
     finding = doctor.library(requirement, {})
     assert finding is not None and finding.level == level
-    assert (requirement in finding.todo) == (level == "problem")
+    assert (requirement in finding.advice) == (level == "problem")
 
 
 def test_doctor_reads_versions_as_numbers() -> None:

@@ -23,9 +23,9 @@ def samples(rows: int = 300, agents: int = 2, features: int = 3) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["centralized", "decentralized_history", "per_agent_limits"])
-def test_golden_points(shared: Path, name: str) -> None:
+def test_golden_points(golden_folder: Path, name: str) -> None:
     """Catches any slip in the published normalisers: clipping, the smallest value's level, pooling of agents."""
-    arrays = np.load(shared / "golden" / f"windows_{name}.npz")
+    arrays = np.load(golden_folder / f"windows_{name}.npz")
     kind, per_agent = ("limits", True) if name == "per_agent_limits" else ("cdf", False)
 
     def fitted(key: str) -> Normalizer:

@@ -85,6 +85,7 @@ def size(folder: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_instants(tiny: ModuleType, tmp_path: Path, nursery: subprocess.Popen[str]) -> None:
     """Catches any piece of state that a checkpoint lacks, and any file that a kill leaves unreadable."""
     tiny.run(tmp_path / "whole", training=tiny.training(updates=UPDATES))

@@ -13,8 +13,12 @@ import pytest
 import torch
 
 from marl_flow.interfaces import UserError
-from marl_flow.run_folder import MAY_CHANGE, claim, hold
+from marl_flow.run_folder import MAY_CHANGE, RunRecord, lock, write_config
 from marl_flow.training import TrainConfig, describe
+
+
+def write(folder: Path, run: RunRecord) -> None:
+    write_config(folder, run, lambda: [float(percent) for percent in range(101)])
 
 
 def test_a_folder_in_use_by_another_process_is_refused_until_that_dies(tmp_path: Path) -> None:
@@ -22,20 +26,20 @@ def test_a_folder_in_use_by_another_process_is_refused_until_that_dies(tmp_path:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with hold(tmp_path / "run"):
+        with lock(tmp_path / "run"):
             os.write(write, b"x")
             signal.pause()
         os._exit(0)
     os.read(read, 1)
     try:
-        with pytest.raises(UserError, match=f"in use by process {pid}"), hold(tmp_path / "run"):
+        with pytest.raises(UserError, match=f"in use by process {pid}"), lock(tmp_path / "run"):
             pass
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    with hold(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         assert (tmp_path / "run" / "lock").read_text() == f"{os.getpid()}\n"
-    with hold(tmp_path / "run"):
+    with lock(tmp_path / "run"):
         pass
 
 
@@ -44,7 +48,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, place: str) 
     """Catches a traceback where the user only named a wrong --out. (The administrator may write anywhere else.)"""
     (tmp_path / "file").write_text("")
     expected = pytest.raises(UserError, match=r"expected to write .*; free some space or choose another --out")
-    with expected, hold(tmp_path / place):
+    with expected, lock(tmp_path / place):
         pass
 
 
@@ -55,8 +59,8 @@ def test_another_run_is_refused_by_field_and_both_values(tiny: ModuleType, tmp_p
     def record(config=None, training=None, **data):
         return describe(algorithm, "default", config or tiny.config(), training or tiny.training(), tiny.data(**data))
 
-    claim(tmp_path, record())
-    claim(tmp_path, record())
+    write(tmp_path, record())
+    write(tmp_path, record())
     cases = {
         r"config\.alpha: 2\.5 there, 1\.0 asked for": record(config=tiny.config(alpha=1.0)),
         r"config\.hidden: \[8\] there, \[8, 8\] asked for": record(config=tiny.config(hidden=(8, 8))),
@@ -70,7 +74,7 @@ def test_another_run_is_refused_by_field_and_both_values(tiny: ModuleType, tmp_p
     }
     for message, asked in cases.items():
         with pytest.raises(UserError, match=message):
-            claim(tmp_path, asked)
+            write(tmp_path, asked)
 
 
 def test_length_and_logging_may_change_and_nothing_else_of_training(tiny: ModuleType, tmp_path: Path) -> None:
@@ -79,9 +83,9 @@ def test_length_and_logging_may_change_and_nothing_else_of_training(tiny: Module
     must_agree = {"seed", "device", "batch_size", "micro_batches", "amp", "compile"}
     assert {name.removeprefix("training.") for name in MAY_CHANGE} == names - must_agree
     algorithm = tiny.baselines.get("ma_td3_bc")
-    claim(tmp_path, describe(algorithm, "default", tiny.config(), tiny.training(), tiny.data()))
+    write(tmp_path, describe(algorithm, "default", tiny.config(), tiny.training(), tiny.data()))
     changed = tiny.training(updates=99, log_every=1, checkpoint_every=1, keep_checkpoints=1, tensorboard=True)
-    claim(tmp_path, describe(algorithm, "default", tiny.config(), changed, tiny.data()))
+    write(tmp_path, describe(algorithm, "default", tiny.config(), changed, tiny.data()))
 
 
 def test_a_folder_that_does_not_say_what_it_holds_is_refused(tiny: ModuleType, tmp_path: Path) -> None:
@@ -89,17 +93,17 @@ def test_a_folder_that_does_not_say_what_it_holds_is_refused(tiny: ModuleType, t
     run = describe(tiny.baselines.get("ma_td3_bc"), "default", tiny.config(), tiny.training(), tiny.data())
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match=r"holds metrics\.jsonl but no config\.json"):
-        claim(tmp_path, run)
+        write(tmp_path, run)
     for text in ("", "[]", '{"run": {"algorithm": "bc"}}'):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="expected the record of a run"):
-            claim(tmp_path, run)
+            write(tmp_path, run)
 
 
 def test_the_config_says_what_made_the_run(tiny: ModuleType, tmp_path: Path) -> None:
     """Catches a run folder that could not be redone on another machine."""
     run = describe(tiny.baselines.get("ma_td3_bc"), "default", tiny.config(), tiny.training(), tiny.data())
-    claim(tmp_path, run)
+    write(tmp_path, run)
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["run"] == json.loads(json.dumps(dataclasses.asdict(run)))
     assert record["run"]["training"]["updates"] == 12 and record["run"]["config"]["hidden"] == [8]

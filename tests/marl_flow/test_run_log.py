@@ -140,7 +140,7 @@ def test_results_are_read_strictly(tmp_path: Path, change: dict[str, Any]) -> No
     """Catches a result of another version taken for one of ours."""
     record = json.loads(json.dumps(dataclasses.asdict(result()))) | change
     (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
-    with pytest.raises(UserError, match=r"results\.jsonl, result 1"):
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1"):
         read_results(tmp_path)
 
 

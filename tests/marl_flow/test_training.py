@@ -129,7 +129,7 @@ def test_a_signal_stops_behind_a_checkpoint_and_the_run_goes_on(
     with pytest.raises(TrainingStopped, match=rf"stopped by {number.name} after update 6 of 12.*update_00000006"):
         tiny.run(tmp_path / "stopped", algorithm=algorithm)
     assert during[0] is not before and during[1] is before, "a second signal must do what it always did"
-    resumed, whole = tiny.run(tmp_path / "stopped"), tiny.run(tmp_path / "whole")
+    resumed, whole = tiny.run(tmp_path / "stopped", algorithm=sabotaged(0, None)), tiny.run(tmp_path / "whole")
     assert resumed.resumed_from == 6
     assert signal.getsignal(number) is before
     left, right = (checkpoint.load(result.checkpoint).tensors() for result in (resumed, whole))
@@ -269,9 +269,9 @@ def test_micro_batches_change_the_memory_not_the_gradient(tiny: ModuleType, tmp_
     sizes: list[int] = []
 
     class Counting(BehaviourCloning):
-        def loss(self, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        def loss(self, batch: Batch, generator: torch.Generator) -> tuple[torch.Tensor, Metrics]:
             sizes.append(batch.size)
-            return super().loss(batch)
+            return super().loss(batch, generator)
 
     config = dataclasses.replace(BehaviourCloning.presets["default"], hidden=(8,), updates=5, batch_size=16)
     states = []

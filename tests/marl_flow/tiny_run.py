@@ -12,7 +12,7 @@ import numpy as np
 
 from marl_flow import baselines
 from marl_flow.datasets.store import EpisodeStore
-from marl_flow.datasets.windows import WindowSampler
+from marl_flow.datasets.windows import WindowSampler, return_percentiles
 from marl_flow.interfaces import ActionSpec, TaskSpec
 from marl_flow.normalize import Normalizers
 from marl_flow.training import TrainConfig, TrainingData, TrainResult, train
@@ -49,6 +49,7 @@ def data(**changes: Any) -> TrainingData:
         "digest": "0" * 64,
         "spec": store.spec,
         "fit_normalizers": lambda kind, discount: Normalizers.fit(kind, store, discount=discount),
+        "return_percentiles": lambda discount: return_percentiles(store, discount),
         "make_sampler": lambda window, device: WindowSampler(store, window, device),
     }
     return TrainingData(**{**plain, **changes})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,25 +17,16 @@ from marl_flow.datasets.store import EpisodeStore
 from marl_flow.interfaces import TaskSpec
 
 
-def _helper(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def layouts() -> ModuleType:
+def layouts(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """`layouts.py`: tasks, stores, and a writer of every published layout."""
-    return _helper("layouts")
+    return load_module(Path(__file__).with_name("layouts.py"))
 
 
 @pytest.fixture(scope="session")
-def damage() -> ModuleType:
+def damage(load_module: Callable[[Path], ModuleType]) -> ModuleType:
     """`damage.py`: ways to break files and arrays, and the judge of what a reader makes of them."""
-    return _helper("damage")
+    return load_module(Path(__file__).with_name("damage.py"))
 
 
 @pytest.fixture

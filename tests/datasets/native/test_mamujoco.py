@@ -34,7 +34,10 @@ EPISODES = os.environ.get("MAMUJOCO_TEST_EPISODES", "24")
 SMALL = RobotConfig(num_envs=8, steps=64, iterations=4, snapshot_every=2, measure_episodes=2, epochs=2, minibatch=128)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    "dataset",
+    [pytest.param(name, marks=() if name == "mamujoco/2halfcheetah/good" else pytest.mark.slow) for name in DATASETS],
+)
 def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file or engine that drifted from what the recipe was calibrated with."""
     episodes = None if EPISODES == "all" else int(EPISODES)
@@ -44,6 +47,7 @@ def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     assert abs(returns.mean() - target) < native_vs_published.MAMUJOCO_TOLERANCE * target + chance
 
 
+@pytest.mark.slow
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     """Catches a time, a path, global randomness or a number of threads in a dataset."""
     digests, threads = [], torch.get_num_threads()
@@ -55,6 +59,7 @@ def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_stored_cheetahs_fit_their_task(tmp_path: Path) -> None:
     """Catches stored rewards or observations that do not follow from the stored states and actions."""
     store = native.build("mamujoco/2halfcheetah/medium", tmp_path / "data", envs.make, episodes=4)
@@ -105,6 +110,7 @@ def test_a_behaviour_plays_what_was_measured(tmp_path: Path) -> None:
     assert trained.abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     """Catches a continued training that differs: statistics, robots on their way or a generator left behind."""
     RobotLearner("mamujoco/2ant", SMALL).train(tmp_path / "whole")
@@ -114,9 +120,10 @@ def test_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_training_improves_a_robot(tmp_path: Path) -> None:
     """Catches a loss with the wrong sign and advantages of the wrong step."""
-    config = RobotConfig(num_envs=16, steps=128, iterations=18, snapshot_every=18, measure_episodes=8, minibatch=128)
+    config = RobotConfig(num_envs=16, steps=128, iterations=20, snapshot_every=20, measure_episodes=8, minibatch=128)
     RobotLearner("mamujoco/2halfcheetah", config).train(tmp_path / "run")
     first, last = (row["return"] for row in json.loads((tmp_path / "run/record.json").read_text())["snapshots"])
     assert last > first + 200.0

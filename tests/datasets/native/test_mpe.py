@@ -16,7 +16,9 @@ TASKS = [task_id for task_id in envs.TASKS if task_id.startswith("mpe/")]
 DATASETS = [f"{task_id}/{quality}" for task_id in TASKS for quality in QUALITIES]
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(name, marks=() if name.endswith("/expert") else pytest.mark.slow) for name in DATASETS]
+)
 def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file, prey, noise level or environment that drifted from what the recipe was calibrated with."""
     store = native.build(dataset, tmp_path / "data", envs.make)

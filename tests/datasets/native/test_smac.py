@@ -23,7 +23,10 @@ from marl_flow.envs.smac.env import SmacEnv
 DATASETS = tuple(native_vs_published.names("smac"))
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    "dataset",
+    [pytest.param(name, marks=() if name == "smac/3m/medium" else pytest.mark.slow) for name in DATASETS],
+)
 def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     """Catches a policy file or simulator that drifted from what the recipe was calibrated with."""
     store = native.build(dataset, tmp_path / "data", envs.make)
@@ -32,6 +35,7 @@ def test_mean_return_is_the_published_one(dataset: str, tmp_path: Path) -> None:
     assert abs(100 * native_vs_published.won(store).mean() - published) < 10
 
 
+@pytest.mark.slow
 def test_two_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     """Catches a time, a path or global randomness in a dataset."""
     first, second = (native.build("smac/2s3z/poor", tmp_path / name, envs.make, episodes=60) for name in ("a", "b"))
@@ -58,7 +62,7 @@ def test_stored_battles_fit_their_task(battles: EpisodeStore) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("observations", "views"),
+        pytest.param("observations", "views", marks=pytest.mark.slow),  # is diagnosed at length
         ("rewards", "rewards differ"),
         ("action_mask", "legal actions differ"),
         ("actions", "the states that follow differ"),
@@ -121,6 +125,7 @@ def _layers(stack: behaviour.Stack) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
+@pytest.mark.slow
 def test_training_improves_a_team_and_resumes(tmp_path: Path) -> None:
     """Catches a loss with the wrong sign, advantages of the wrong step, and a continued training that differs."""
     config = smac.BattleConfig(iterations=8, episodes=128, measure_episodes=128, snapshot_every=4)

@@ -117,11 +117,11 @@ def test_true_data_fit(task_id: str, make_prey) -> None:
 
 
 @pytest.mark.parametrize("task_id", TASKS)
-def test_the_recorded_episodes_fit(shared: Path, task_id: str) -> None:
+def test_the_recorded_episodes_fit(golden_folder: Path, omar_prey: Callable[[str], Path], task_id: str) -> None:
     """Catches our environment and our data agreeing with each other and not with the original."""
     task = task_id.partition("/")[2]
-    prey = None if task_id == SPREAD else NetworkPrey.from_omar(shared / "data" / "omar_prey" / f"{task}.pt")
-    with np.load(shared / "golden" / "mpe_trajectories.npz") as file:
+    prey = None if task_id == SPREAD else NetworkPrey.from_omar(omar_prey(task))
+    with np.load(golden_folder / "mpe_trajectories.npz") as file:
         parts = {
             name: np.concatenate([file[f"{task}/{i}/{name}"][:, :3] for i in range(3)]).astype(np.float32)
             for name in ("observations", "actions", "rewards")
@@ -577,6 +577,7 @@ def test_a_constant_is_told_where_rewards_do_not_vary() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=15, deadline=None)
+@pytest.mark.slow
 def test_random_numbers_never_fit_and_never_fail(
     task_id: str, lengths: list[int], whole: bool, final: bool, scale: float, seed: int
 ) -> None:

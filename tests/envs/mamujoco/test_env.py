@@ -116,7 +116,10 @@ def play(env, seeds: range, action_of) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("task_id", "episodes", "random", "still"),
-    [(ANT, 120, (-50.6, 30.0), (1000.2, 6.0)), (CHEETAH, 30, (-273.6, 45.0), (0.0, 0.6))],
+    [
+        pytest.param(ANT, 120, (-50.6, 30.0), (1000.2, 6.0), marks=pytest.mark.slow),
+        (CHEETAH, 30, (-273.6, 45.0), (0.0, 0.6)),
+    ],
 )
 def test_returns_of_doing_nothing_and_anything(task_id: str, episodes: int, random, still) -> None:
     """Catches starts, rewards or ends of another distribution than gymnasium's (measured there in 30 to 200 episodes;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class RecordedPrey:
         return self.actions[self.index - 1].to(observations.dtype)[None, None]
 
 
-def recording(shared: Path, task: str, index: int) -> dict[str, Tensor]:
-    with np.load(shared / "golden" / "mpe_trajectories.npz") as file:
+def recording(golden_folder: Path, task: str, index: int) -> dict[str, Tensor]:
+    with np.load(golden_folder / "mpe_trajectories.npz") as file:
         names = [name for name in file.files if name.startswith(f"{task}/{index}/") and not name.endswith("_names")]
         return {name.rpartition("/")[2]: torch.from_numpy(file[name]) for name in names}
 
@@ -73,9 +74,9 @@ def replay(env, golden: dict[str, Tensor]) -> dict[str, float]:
 
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("task", ["simple_spread", *HUNTS])
-def test_recorded_episodes_replay(shared: Path, task: str, index: int) -> None:
+def test_recorded_episodes_replay(golden_folder: Path, task: str, index: int) -> None:
     """Catches any slip in dynamics, contacts, observation order or rewards of all agents, the prey included."""
-    golden = recording(shared, task, index)
+    golden = recording(golden_folder, task, index)
     opponent = RecordedPrey(golden["prey_actions"]) if task in HUNTS else None
     worst = replay(envs.make(f"mpe/{task}", 1, dtype=torch.float64, opponent=opponent), golden)
     assert max(worst.values()) < 1e-8, worst
@@ -83,11 +84,13 @@ def test_recorded_episodes_replay(shared: Path, task: str, index: int) -> None:
 
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("task", HUNTS)
-def test_recorded_episodes_replay_with_the_published_prey(shared: Path, task: str, index: int) -> None:
+def test_recorded_episodes_replay_with_the_published_prey(
+    golden_folder: Path, omar_prey: Callable[[str], Path], task: str, index: int
+) -> None:
     """Catches a prey that acts on the wrong observation, a step late, or after its predators. The network is single
     precision: where this machine's rounds unlike the recording's, its last bits travel through the episode."""
-    golden = recording(shared, task, index)
-    prey = NetworkPrey.from_omar(shared / "data" / "omar_prey" / f"{task}.pt")
+    golden = recording(golden_folder, task, index)
+    prey = NetworkPrey.from_omar(omar_prey(task))
     acted = torch.cat(
         [prey.act(seen[None, None], None, torch.zeros(1, 1)) for seen in golden["prey_observations"][:25]]
     )
@@ -285,10 +288,12 @@ def test_world_rewards_by_hand() -> None:
 @pytest.mark.parametrize(
     ("task", "mean", "spread"), [("spread", 160.4, 60.9), ("tag", -4.08, 11.1), ("world", -6.80, 5.9)]
 )
-def test_random_returns_match_the_large_sample(shared: Path, task: str, mean: float, spread: float) -> None:
+def test_random_returns_match_the_large_sample(
+    omar_prey: Callable[[str], Path], task: str, mean: float, spread: float
+) -> None:
     """Catches a wrong distribution of first states, or rewards summed over agents: 40,000 reference episodes say so."""
     episodes, source = 20_000, torch.Generator().manual_seed(0)
-    prey = None if task == "spread" else NetworkPrey.from_omar(shared / "data" / "omar_prey" / f"simple_{task}.pt")
+    prey = None if task == "spread" else NetworkPrey.from_omar(omar_prey(f"simple_{task}"))
     env = envs.make(f"mpe/simple_{task}", episodes, opponent=prey)
     env.reset(seeding.environment_seeds("evaluate", 0, episodes))
     total = torch.zeros(episodes, 3)

@@ -90,9 +90,9 @@ def test_contradicting_views_are_not_reproduced(task_id: str) -> None:
         assert difference.flatten()[entry].abs() > 0.02 or difference.abs().max() > 1.0  # a flag is 0 or 2 off
 
 
-def test_the_recorded_episodes_come_back(shared: Path) -> None:
+def test_the_recorded_episodes_come_back(golden_folder: Path) -> None:
     """Catches a layout that our environment and our reading of it share, but the original has not."""
-    with np.load(shared / "golden" / "mpe_trajectories.npz") as file:
+    with np.load(golden_folder / "mpe_trajectories.npz") as file:
         for task_id in TASKS:
             for index in range(3):
                 name = f"{task_id.partition('/')[2]}/{index}"

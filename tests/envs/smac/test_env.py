@@ -11,7 +11,6 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,16 +60,11 @@ def won_of(step: TimeStep) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["3m", "8m", "5m_vs_6m", "2s3z"])
-def test_recorded_features(shared: Path, name: str) -> None:
+def test_recorded_features(recorded: Callable[[str], dict[str, np.ndarray]], name: str) -> None:
     """Catches any entry of observation, state or mask in another place, scale or order, and rewards paid otherwise:
-    200 restored states of SMAC's own code, on open ground up to the border."""
-    path = shared / "golden" / "smac_features.npz"
-    if not path.is_file():
-        pytest.skip("needs ../shared/golden/smac_features.npz, which is not beside this checkout")
-    with np.load(path) as file:
-        golden = {
-            key.partition("/")[2]: torch.from_numpy(file[key]) for key in file.files if key.startswith(f"{name}/")
-        }
+    restored states of SMAC's own code, on open ground up to the border."""
+    arrays = recorded("smac_features")
+    golden = {key.partition("/")[2]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith(f"{name}/")}
     samples, agents = golden["last_action"].shape
     env = begun(name, samples)
     env._features.grid = torch.ones(32 * 32, dtype=torch.bool)

@@ -362,9 +362,10 @@ def test_refuses_an_execution_it_was_not_trained_for() -> None:
     ("config", "chosen", "updates", "left"),
     [
         (TINY, "finite_difference", 600, 0.1),
-        (TINY, "instantaneous", 600, 0.1),
-        (TINY, "jvp", 600, 0.1),
-        (TINY_UNET, "finite_difference", 500, 0.5),  # slower; a prediction of the mean would leave 1
+        pytest.param(TINY, "instantaneous", 600, 0.1, marks=pytest.mark.slow),
+        pytest.param(TINY, "jvp", 600, 0.1, marks=pytest.mark.slow),
+        # slower to learn; a prediction of the mean would leave 1
+        pytest.param(TINY_UNET, "finite_difference", 500, 0.5, marks=pytest.mark.slow),
     ],
     ids=["finite_difference", "instantaneous", "jvp", "unet"],
 )

@@ -1,11 +1,11 @@
-"""The `release` preset against vectors recorded from the published code (skips without ../shared)."""
+"""The `release` preset against vectors recorded from the published code."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,8 +48,8 @@ class Golden:
 
 
 @pytest.fixture(scope="module", params=FILES)
-def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
-    archive = np.load(shared / "golden" / f"{request.param}.npz")
+def golden(request: pytest.FixtureRequest, recorded: Callable[[str], dict[str, np.ndarray]]) -> Golden:
+    archive = recorded(request.param)
     meta = json.loads(str(archive["meta"]))
     arrays = {key: torch.from_numpy(archive[key]) for key in archive if key != "meta"}
     discrete = meta["discrete"]

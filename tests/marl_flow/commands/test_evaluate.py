@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("MARL_FLOW_DATA", str(root / "data"))
         data.build_dataset(DATASET, episodes=40)
         for name, algorithm, settings in (("flow", "coflow", FLOW), ("bc", "bc", TINY)):
-            train.train(train.plan(DATASET, algorithm, settings=settings), root / name)
+            train.train(train.make_run(DATASET, algorithm, folder=root / name, settings=settings))
     return root
 
 
@@ -89,6 +89,7 @@ def stopped(folder: Path, asked: EvalConfig, *, after: int, **how: bool) -> list
     return unfinished(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues(folder: Path, tmp_path: Path, played: list[int]) -> None:
     """Catches finished episodes that a SIGKILL loses, that are played again, or that change the result."""
     asked = EvalConfig(steps=(10,), episodes=300, executions=("centralized",))  # blocks of 128, 128 and 44
@@ -144,7 +145,7 @@ def another_machine(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
 
 
 def another_commit(folder: Path, patch: pytest.MonkeyPatch) -> EvalConfig:
-    patch.setattr(evaluate, "made_with", lambda: {"commit": "another"})
+    patch.setattr(evaluate, "environment_info", lambda: {"commit": "another"})
     return TEN
 
 
