@@ -152,7 +152,8 @@ def _type_name(hint: Any) -> str:
         return f"{_type_name(arguments[0])}, ..."
     if arguments:
         return " or ".join(_type_name(argument) for argument in arguments)
-    return "None" if hint is type(None) else {"bool": "true or false"}.get(hint.__name__, hint.__name__)
+    name = str(hint.__name__)
+    return "None" if hint is type(None) else {"bool": "true or false"}.get(name, name)
 
 
 def field_meanings(config_class: type) -> dict[str, str]:
