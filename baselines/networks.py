@@ -67,4 +67,5 @@ class StackedPerceptron(nn.Module):
 @torch.no_grad()
 def move_towards(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target <- (1 - rate) * target + rate * source, parameter by parameter."""
-    torch._foreach_lerp_(list(target.parameters()), [p.detach() for p in source.parameters()], rate)
+    sources = [p.detach() for p in source.parameters()]
+    torch._foreach_lerp_(list(target.parameters()), sources, rate)  # pyright: ignore[reportPrivateImportUsage]

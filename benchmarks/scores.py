@@ -1,12 +1,11 @@
 """Statistics of returns: pure NumPy functions of arrays. S training seeds, K evaluation episodes, R resamples.
 
-Definitions follow Agarwal et al. 2021 (arXiv 2108.13264), with two differences that suit what is measured here: an
-interval resamples training seeds and the episodes within them, and improvement is paired by evaluation seed.
+Definitions follow Agarwal et al. 2021 (arXiv 2108.13264), with two differences: an interval resamples training seeds
+and the episodes within them, and improvement is paired by evaluation seed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -59,7 +58,8 @@ def bootstrap_interval(
 
     values [K]: one training seed; episodes are resampled, so the interval says nothing about the luck of training.
     values [S, K]: training seeds are resampled, and episodes within each drawn seed. `statistic` maps [R, n] to [R]
-    along the axis it is given.
+    along the axis it is given. `scipy.stats.bootstrap` resamples single observations, so it cannot resample seeds with
+    their episodes.
     """
     array = _finite(values)
     if array.ndim == 1:
@@ -77,11 +77,11 @@ def bootstrap_interval(
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % score interval of a rate (Wilson 1927); unlike a bootstrap it doubts a rate of 0 or 1 too."""
-    rate, share = successes / count, 1.959964**2 / count
-    half = math.sqrt(share * (rate * (1 - rate) + share / 4))
-    low, high = ((rate + share / 2 + sign * half) / (1 + share) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    """95 % score interval of a rate (Wilson 1927); unlike a bootstrap it is no point at a rate of 0 or 1."""
+    from scipy.stats import binomtest  # takes half a second to import, and only tasks that can be won need it
+
+    interval = binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:

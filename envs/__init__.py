@@ -86,7 +86,7 @@ def spec(task_id: str) -> TaskSpec:
 
 
 def knows(task_id: str) -> bool:
-    """Whether this id certainly has an environment here: it is one of `TASKS`, registered, or an entry point.
+    """Whether this id is one of `TASKS`, registered, or an entry point: `make` then needs nothing else.
 
     False for the ids of families such as `smac-sc2/<map>`, which `make` tries but which may need a game that is not
     installed, and for `module:factory`, which is not an id.

@@ -13,7 +13,7 @@ from marl_flow.interfaces import Policy, TaskSpec, TimeStep, UserError
 
 MAX_SEED = 2**63 - 1
 MIN_PICTURE_SIZE = 64
-"""Pixels on each side, below which a picture shows nothing."""
+"""Pixels on each side; smaller pictures cannot be read."""
 
 
 class BaseEnv:
@@ -69,7 +69,7 @@ class BaseEnv:
         return actions
 
     def _check_discrete(self, actions: Tensor, legal: Tensor, ignored: Tensor | None = None) -> Tensor:
-        """Integer actions [E, N] as int64, every one legal [E, N, A] bool; in rows `ignored` [E] bool any of the A."""
+        """Integer actions [E, N] as int64, all legal [E, N, A] bool; in rows `ignored` [E] bool any of the A actions."""
         spec, shape = self._spec, (self._num_envs, self._spec.num_agents)
         is_integer = not (actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool)
         if not is_integer or tuple(actions.shape) != shape or actions.device != self._device:
@@ -120,7 +120,7 @@ class BaseEnv:
 
 
 class ArrayEnv(BaseEnv):
-    """An environment whose rows are simulated one by one, and kept in NumPy arrays until a time step is made of them.
+    """An environment that simulates its rows one by one, and collects their results in NumPy arrays.
 
     _observations [E, N, O] float, _masks [E, N, A] bool, _states [E, S] float32, _rewards [E, N], _terminated and
     _truncated [E] bool, _won [E] bool or None where the task cannot be won.
@@ -136,7 +136,7 @@ class ArrayEnv(BaseEnv):
         dtype: torch.dtype = torch.float32,
         array_dtype: type[np.floating] = np.float32,
     ) -> None:
-        """won: whether time steps say who won; array_dtype: what observations are kept in."""
+        """won: whether time steps have `won`; array_dtype: of the collected observations."""
         super().__init__(spec, num_envs, device=device, dtype=dtype)
         agents = spec.num_agents
         self._observations = np.zeros((num_envs, agents, spec.observation_size), dtype=array_dtype)
@@ -147,7 +147,7 @@ class ArrayEnv(BaseEnv):
         self._won = np.zeros(num_envs, dtype=bool) if won else None
 
     def _clear(self) -> None:
-        """Leaves nothing of the last episodes."""
+        """Removes all results of the last episodes."""
         for values in (self._observations, self._states, self._rewards, self._terminated, self._truncated, self._won):
             if values is not None:
                 values[...] = 0
@@ -188,12 +188,12 @@ def check_dtype(
 ) -> None:
     """Raises a UserError for a precision that the environment does not have."""
     if dtype not in allowed:
-        names = " or ".join(str(one).removeprefix("torch.") for one in allowed)
+        names = " or ".join(str(choice).removeprefix("torch.") for choice in allowed)
         raise UserError(f"{task_id}: expected dtype {names}, got {dtype}")
 
 
 def refuse_opponent(task_id: str, opponent: Policy | None) -> None:
-    """Raises a UserError where a task without an opponent of one's choice is given one."""
+    """Raises a UserError if an opponent is passed to a task that does not take one."""
     if opponent is not None:
         raise UserError(f"{task_id} has no opponent to choose; leave `opponent` out")
 

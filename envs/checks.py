@@ -69,7 +69,7 @@ def check_vector_env(
 
 
 def check_first_steps(env: VectorEnv, *, seed: int = 0) -> None:
-    """Raises a ContractError for what is wrong with the description, the first step or the next one: a quick look."""
+    """Raises a ContractError if the description or one of the first two time steps breaks a rule: a quick check."""
     _check_description(env, env.num_envs)
     seeds = [derive_seed(seed, "check", index) for index in range(env.num_envs)]
     step = env.reset(seeds)
@@ -171,7 +171,7 @@ def _check_step(env: VectorEnv, step: TimeStep, index: int) -> None:
             raise ContractError(f"{where}: {name} is not finite: a division by zero or an unset entry")
     if step.action_mask is not None and not bool(step.action_mask.any(-1).all()):
         raise ContractError(
-            f"{where}: action_mask leaves an agent without a legal action; finished agents need one too"
+            f"{where}: action_mask has no legal action for some agent; finished agents need one too"
         )
     if index == 0 and (bool(step.rewards.any()) or bool(step.finished.any())):
         raise ContractError("reset: rewards or finished rows remain from the last episode")

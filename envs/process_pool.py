@@ -292,8 +292,9 @@ def _serve(connection: Connection, factory: bytes) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     env: SingleEnv | None = None
     try:
-        env = pickle.loads(factory)()
-        reply = env.describe()
+        built: SingleEnv = pickle.loads(factory)()
+        env = built
+        reply: Any = env.describe()
         while True:
             connection.send(("reply", reply))
             call, argument = _next_request(connection)

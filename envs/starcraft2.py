@@ -196,10 +196,10 @@ class Game:
             "seed": None if seed is None else seed % (2**32 - 1) + 1,  # 32 bits in the game's protocol
         }
         if self._map.race is None:
-            from smac.env import StarCraft2Env
+            from smac.env import StarCraft2Env  # pyright: ignore  # where smac is absent, pyright takes our folder for it
 
             return StarCraft2Env(**options)
-        from smacv2.env import StarCraftCapabilityEnvWrapper
+        from smacv2.env import StarCraftCapabilityEnvWrapper  # pyright: ignore[reportMissingImports]
 
         return StarCraftCapabilityEnvWrapper(
             **options,

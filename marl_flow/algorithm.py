@@ -41,13 +41,17 @@ class Algorithm:
     """A trainable method: one config, one update, one acting policy, one complete state.
 
     Its config is a frozen dataclass whose values are plain JSON, with the method's own budget as the fields `updates`
-    and `batch_size`. `executions`, `samples_in_steps` and `return_conditioned` may be overridden by class variables.
+    and `batch_size`. A class variable may override the property `executions`.
     """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
     """Configs by name; the first is the default."""
     action_kinds: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
+    samples_in_steps: ClassVar[bool] = False
+    """Whether the policy takes a number of sampling steps."""
+    return_conditioned: ClassVar[bool] = False
+    """Whether the policy takes a target return."""
 
     def __init__(self, config: Any, spec: TaskSpec, normalizers: Normalizers, device: torch.device) -> None:
         """Builds the networks, on `device`; torch's global generator is seeded here (see `build`) and nowhere else."""
@@ -59,16 +63,6 @@ class Algorithm:
     def executions(self) -> tuple[Execution, ...]:
         """Executions that this trained configuration can honestly be evaluated in."""
         return ("decentralized",)
-
-    @property
-    def samples_in_steps(self) -> bool:
-        """Whether the policy takes a number of sampling steps."""
-        return False
-
-    @property
-    def return_conditioned(self) -> bool:
-        """Whether the policy takes a target return."""
-        return False
 
     @classmethod
     def window(cls, config: Any) -> WindowSpec:

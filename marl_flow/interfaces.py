@@ -120,7 +120,7 @@ class TaskSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeStep:
-    """What a `VectorEnv` says after `reset` or `step`.
+    """What a `VectorEnv` returns from `reset` and `step`.
 
     observations [E, N, O]; rewards [E, N] of the step just made (zero after reset, zero in frozen rows);
     terminated, truncated [E] bool, both staying true in a finished row; action_mask [E, N, A] bool, true = legal,
@@ -145,7 +145,7 @@ class TimeStep:
 class VectorEnv(Protocol):
     """E independent episodes of one task, stepped together.
 
-    No automatic reset: a finished row freezes (its observation repeats, it pays zero) until the next `reset`.
+    No automatic reset: a finished row freezes (its observation repeats, its reward is zero) until the next `reset`.
     A row's episode depends on its own seed and actions only, never on its neighbours.
     """
 
@@ -316,32 +316,32 @@ class EvaluationResult:
 
 @runtime_checkable
 class Restorable(VectorEnv, Protocol):
-    """A `VectorEnv` that can begin in the middle of an episode, so that stored transitions can be played again."""
+    """A `VectorEnv` that can begin in the middle of an episode, so that stored transitions can be replayed."""
 
     @property
     def opponent_entries(self) -> Tensor | None:
-        """Which entries of an observation tell of the part that is not controlled, [N, O] bool; None where there is
-        no such part."""
+        """Which entries of the observations depend on the opponent, [N, O] bool; None in a task without one."""
         ...
 
     def restore(self, observations: Tensor, state: Tensor | None, steps: Tensor) -> TimeStep:
-        """Continues from the moment that was observed as observations [E, N, O] and state [E, S] (None where the task
-        has none), steps [E] int64 into its episode.
+        """Continues from the state that has observations [E, N, O] and state [E, S] (None if the task has none), after
+        steps [E] int64 of its episode.
 
-        What the returned observations differ in from those given is what no moment of this task looks like. Whoever
-        is not controlled chooses from what it sees there, as if it had been reset.
+        Returns the first time step. Where its observations differ from those given, no state of this task has the
+        given ones. The opponent acts on its observations of the restored state, as after a reset.
         """
         ...
 
 
 @runtime_checkable
 class TransitionChecker(VectorEnv, Protocol):
-    """A `VectorEnv` whose moments do not tell all that follows, but tell what must hold between two of them."""
+    """A `VectorEnv` whose states do not determine the next step, but restrict it: stored transitions can be checked
+    without replaying them."""
 
     def expected_transition(self, state: Tensor, actions: Tensor, next_state: Tensor) -> tuple[TimeStep, TimeStep]:
-        """What must have been seen before and after a step from state [E, S] to next_state [E, S] under actions.
+        """The time steps before and after a step from state [E, S] to next_state [E, S] under actions.
 
-        Of the second `TimeStep`, `state` is the possible one nearest to next_state, and rewards [E, N] and terminated
-        are the step's.
+        The second one's `state` is the possible state nearest to next_state; its rewards [E, N] and terminated are
+        those of the step.
         """
         ...

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_flow import envs, seeding
+from marl_flow import envs, seeding, tasks
 from marl_flow.benchmarks.report import csv_text
 from marl_flow.benchmarks.scores import wilson_interval
 from marl_flow.benchmarks.studies.smac_references import PUBLISHED, SMACLITE, SMACV2, regression
@@ -157,7 +157,7 @@ def fingerprint(simulator: Path = SIMULATOR) -> str:
             "different simulators could not be told apart; name its present folder in smac_simulator.py"
         )
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sources:
+    for path in [*sources, Path(tasks.__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -156,7 +156,8 @@ class RobotEnv(BaseEnv):
         return self._camera.picture(self._batch.get_data(row))
 
     def _begin(self, positions: np.ndarray, velocities: np.ndarray, steps: np.ndarray) -> TimeStep:
-        self._has_begun, self._steps, self._failures = True, steps, [None] * self._num_envs
+        self._has_begun, self._steps = True, steps
+        self._failures = [None] * self._num_envs
         self._terminated, self._truncated, self._failed = np.zeros((3, self._num_envs), dtype=bool)
         self._batch.reset(stage=0)  # clears the solver's last solution too
         self._positions[...], self._velocities[...] = positions, velocities

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mujoco
 
 BACKENDS = ("egl", "osmesa")
-"""What can draw without a screen: the graphics driver, or the processor. MUJOCO_GL, if it names one, decides."""
+"""Rendering without a screen: by the graphics driver, or by the processor. MUJOCO_GL chooses one of them."""
 MAX_GEOMS = 1000
 
 
@@ -44,6 +44,7 @@ class Camera:
         """RGB uint8 [size, size, 3] of a simulation; all that depends on its state is recomputed in `data`."""
         import mujoco
 
+        assert self._context is not None, "the camera was closed"
         mujoco.mj_forward(self._model, data)
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateCamera(self._model, data, self._view, self._scene)  # an endless floor is drawn around it
@@ -72,13 +73,13 @@ def _on_endless_floor(model: mujoco.MjModel) -> mujoco.MjModel:
     """A copy whose floors are drawn without end, as the engine treats them: the models' are 80 m wide."""
     import mujoco
 
-    changed = copy(model)
-    for floor in np.flatnonzero(changed.geom_type == mujoco.mjtGeom.mjGEOM_PLANE.value):
-        width = 2.0 * changed.geom_size[floor, :2].copy()
-        if width.all() and changed.geom_matid[floor] >= 0:
-            changed.mat_texrepeat[changed.geom_matid[floor]] /= width  # of an endless floor it counts per metre
-        changed.geom_size[floor, :2] = 0.0
-    return changed
+    endless = copy(model)
+    for floor in np.flatnonzero(endless.geom_type == mujoco.mjtGeom.mjGEOM_PLANE.value):
+        width = 2.0 * endless.geom_size[floor, :2].copy()
+        if width.all() and endless.geom_matid[floor] >= 0:
+            endless.mat_texrepeat[endless.geom_matid[floor]] /= width  # of an endless floor it counts per metre
+        endless.geom_size[floor, :2] = 0.0
+    return endless
 
 
 def _context(size: int) -> Any:
@@ -94,6 +95,6 @@ def _context(size: int) -> Any:
         else:
             return context
     raise UserError(
-        f"expected a way to draw without a screen, found none ({'; '.join(errors)}); install libegl1 (Mesa's or a "
+        f"cannot draw without a screen ({'; '.join(errors)}); install libegl1 (Mesa's or a "
         "graphics driver's) or libosmesa6, and set MUJOCO_GL=egl or MUJOCO_GL=osmesa before Python starts"
     )

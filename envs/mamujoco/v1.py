@@ -41,7 +41,7 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
         self.metadata = {"name": task_id}
         try:
             with engine.quiet():
-                self.inner = MultiAgentMujocoEnv(scenario, partition)
+                self.inner: Any = MultiAgentMujocoEnv(scenario, partition)  # its annotations are not what it returns
         except Exception as error:  # the library's own class for unknown names
             raise UserError(
                 f"{task_id}: expected a scenario and a partition of gymnasium-robotics' mamujoco_v1, such as "
@@ -61,7 +61,7 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
     @property
     def max_steps(self) -> int:
         """The step limit that the library, or gymnasium, sets."""
-        limited: Any = self.inner.single_agent_env
+        limited = self.inner.single_agent_env
         while not isinstance(limited, gymnasium.wrappers.TimeLimit):
             limited = limited.env
         return limited._max_episode_steps

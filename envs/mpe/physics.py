@@ -103,7 +103,7 @@ def contact_forces(bodies: Bodies, offsets: Tensor, distances: Tensor) -> Tensor
 def advance(
     bodies: Bodies, positions: Tensor, velocities: Tensor, actions: Tensor, contacts: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Positions [2, A, E] and velocities [2, A, E] of the agents one time step on (semi-implicit Euler).
+    """Positions [2, A, E] and velocities [2, A, E] of the agents after one time step (semi-implicit Euler).
 
     positions, velocities [2, A, E] before the step; actions [2, A, E], not clipped; contacts [2, A, E] contact forces
     at the positions before the step.

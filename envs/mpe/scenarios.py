@@ -109,7 +109,7 @@ SCENARIOS: dict[str, Scenario] = {
         rewards=tag_rewards,
     ),
     "mpe/simple_world": Scenario(
-        entities=("agent",) * 3 + ("prey", "obstacle") + ("food",) * 2 + ("forest",) * 2,
+        entities=("agent", "agent", "agent", "prey", "obstacle", "food", "food", "forest", "forest"),
         radii=(0.075,) * 3 + (0.045, 0.2) + (0.03,) * 2 + (0.3,) * 2,
         force_scales=(9.0,) * 3 + (16.0,),
         speed_limits=(1.0,) * 3 + (1.3,),

@@ -59,7 +59,7 @@ def attack(battle: Battle, army: Army, pairs: Pairs, targeting: Targeting, jitte
 
 
 def _by_priority(which: Tensor, priority: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Units where `which` [U, E], one after the other by priority: pairs (unit, whether there is one), [1, E]."""
+    """The units where `which` [U, E], one after the other by priority: pairs (unit, whether there is one), [1, E]."""
     turns = []
     order = torch.where(which, priority, torch.inf)
     for _ in range(int(which.sum(0).max()) if bool(which.any()) else 0):
@@ -114,7 +114,7 @@ def _distance(battle: Battle, unit: Tensor, other: Tensor) -> Tensor:
 
 
 def _assign(field: Tensor, unit: Tensor, value: Tensor, where: Tensor) -> None:
-    """field[unit] = value where `where`, in place; all but field [1, E]."""
+    """field[unit] = value where `where`, in place; field [U, E], the others [1, E]."""
     field.scatter_(0, unit, torch.where(where, value, field.gather(0, unit)))
 
 

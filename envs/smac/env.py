@@ -81,15 +81,13 @@ class SmacEnv(BaseEnv):
         self._ground = build_ground(self._map, self._device)
         grid = torch.from_numpy(walkable(self._map.terrain).copy()).to(self._device)
         self._features = self._build_features(grid)
-        units = self._map.agents + self._map.opponents
-        self._start_positions = torch.tensor([position for _, position in units], device=self._device).t()[
-            ..., None
-        ]  # [2, U, 1]
+        points = [position for _, position in self._map.agents + self._map.opponents]
+        self._start_positions = torch.tensor(points, device=self._device).t()[..., None]  # [2, U, 1]
         self._army = self._fixed_army()
         self._scale = self._reward_scale()
         self._seeds: Tensor | None = None
 
-    # What SMACv2's generated battles do differently (v2.py)
+    # What `SmacV2Env` overrides
 
     def _find_map(self, task_id: str) -> BattleMap:
         return find_map(task_id.removeprefix("smac/"))
@@ -206,12 +204,12 @@ class SmacEnv(BaseEnv):
         features, army, size = self._features, self._army, state.shape[1]
         if state.shape != next_state.shape or size != self.spec.state_size:
             raise self._error(f"expected states [E, {self.spec.state_size}], got {list(state.shape)}")
-        before, after = (battle_from_state(features, army, shown) for shown in (state, next_state))
+        before, after = (battle_from_state(features, army, given) for given in (state, next_state))
         won, _, decided = self._outcome(after)
         reward = self._reward(before.health, before.shield, after) + WIN_REWARD * won
         possible = nearest_possible_state(features, army, state, actions, next_state)
         steps = []
-        for battle, shown in ((before, state), (after, possible)):
+        for battle, battle_state in ((before, state), (after, possible)):
             ranges = self._ranges()
             mask = features.legal(battle, army, ranges)
             rewards = (reward * self._scale)[:, None].expand(-1, self._map.num_agents)
@@ -222,7 +220,7 @@ class SmacEnv(BaseEnv):
                     terminated=decided if battle is after else torch.zeros_like(decided),
                     truncated=torch.zeros_like(decided),
                     action_mask=mask.permute(2, 0, 1),
-                    state=shown,
+                    state=battle_state,
                     won=won,
                 )
             )
@@ -248,7 +246,7 @@ class SmacEnv(BaseEnv):
         self._last_actions = torch.where(self._finished, self._last_actions, chosen)
         return self._time_step(reward)
 
-    # Inside
+    # Internals
 
     def _all_rows(self) -> Tensor:
         return torch.arange(self._num_envs, device=self._device)

@@ -195,7 +195,7 @@ def walkable(terrain: str) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ground:
-    """Where a map's armies are created and what lies between them.
+    """Where a map's armies are created, and its terrain.
 
     allies, enemies: one point for the whole army, else one for each of its unit types, else one for each unit.
     order: None means that the enemy attack-moves to where the allies were created.

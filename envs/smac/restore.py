@@ -23,7 +23,7 @@ MAX_PUSH_PER_STEP = 1.0
 
 
 def battle_from_state(features: Features, army: Army, state: Tensor) -> Battle:
-    """The battle whose state is [E, S]; what a state does not contain is as at the start."""
+    """The battle whose state is [E, S]; what a state does not contain is as in a new battle."""
     agents = features.agents
     ally_rows, enemy_rows, _ = _split_state(features, state)
     ally, enemy = ally_rows.permute(1, 2, 0), enemy_rows.permute(1, 2, 0)  # [N, F, E], [M, F, E]

@@ -26,7 +26,7 @@ KITE_MARGIN = 2.0
 
 
 class ScriptedTeam:
-    """A `Policy` for one environment; `observations` are ignored, the environment's battle is read instead."""
+    """A `Policy` for one environment: it ignores `observations` and reads the environment's battle."""
 
     network_passes = 0
 

@@ -106,5 +106,6 @@ def test_performance_profile_counts_what_lies_above() -> None:
 def test_wilson_intervals() -> None:
     """Catches the normal approximation, whose interval of no wins is a point. 0 of 100 is 0 to z^2 / (100 + z^2)."""
     assert scores.wilson_interval(0, 100) == (0.0, pytest.approx(3.841459 / 103.841459))
+    assert scores.wilson_interval(100, 100) == (pytest.approx(100 / 103.841459), 1.0)
     low, high = scores.wilson_interval(50, 100)
     assert (low + high) / 2 == pytest.approx(0.5)

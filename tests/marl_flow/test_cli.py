@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
 from marl_flow.commands import doctor, quickstart
@@ -86,12 +87,20 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
         (["d", "bc", "--out", "a=b", "--show-config"], ["d", "bc", "--out", "a=b", "--show-config"]),
         (["d", "bc", "--show_config", "--out=a"], ["d", "bc", "--show_config", "--out=a"]),
         (["d", "bc", "--amp", "k=1"], ["d", "bc", "amp=true", "k=1"]),
+        (["--amp", "d", "bc"], ["d", "bc", "amp=true"]),
+        (["--no-agent-id", "d", "bc", "--width", "3"], ["d", "bc", "agent_id=false", "width=3"]),
+        (["d", "bc", "--amp", "false", "--compile", "True"], ["d", "bc", "amp=false", "compile=True"]),
+        (["d", "bc", "--masked", "8"], ["d", "bc", "masked=8"]),
+        (["d", "coflow", "--masked", "8"], ["d", "coflow", "8", "masked=true"]),
+        (["d", "bc", "--task", "a:b", "--hidden", "8"], ["d", "bc", "--task", "a:b", "hidden=8"]),
+        (["d", "bc", "--hidden"], ["d", "bc", "hidden"]),
         (["--help"], ["--help"]),
         (["-h"], ["-h"]),
+        (["d", "bc", "--width", "8", "--help"], ["d", "bc", "--width", "8", "--help"]),
     ],
 )
 def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[str]) -> None:
-    """Catches a flag's value taken for a setting, a setting taken for a flag's value, and lost switches."""
+    """Catches a flag's value taken for a setting, a word after a switch taken for its value, and lost switches."""
     assert cli.with_settings(["train", *given]) == ["train", *becomes]
     assert cli.with_settings(["eval", *given]) == ["eval", *given]
 
@@ -113,6 +122,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
+        (["train", DATASET, "coflow", "--width"], "expected a setting as key=value"),
         (["train", DATASET, "bc", "--paper-settings", "centralized"], "the paper configures coflow, not bc"),
         (["train", DATASET, "bc", "--device", "abacus"], "expected cpu, cuda"),
         (["train", DATASET, "bc", "--device", "meta"], "expected cpu, cuda"),
@@ -136,6 +146,18 @@ def test_bad_input_is_one_message_and_exit_2(
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error and error.count("marl-flow: ") == 1
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a version that is asked for and answered with a usage error."""
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"marl-flow {marl_flow.__version__}\n"
+
+
+def test_a_switch_before_the_dataset_takes_no_value(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches `--amp DATASET bc`, whose dataset would be the value of amp."""
+    assert cli.main(["train", "--amp", DATASET, "bc", "--show-config"]) == 0
+    assert "  amp=True " in capsys.readouterr().out
 
 
 def test_what_tyro_refuses_exits_2_too(tool: Tool) -> None:

@@ -124,7 +124,7 @@ def test_the_agents_data_are_what_they_would_have_seen(recorded, layout: str, tm
         seen, shown = env.set_state(moment).observations.numpy(), length + store.has_final_observation
         np.testing.assert_allclose(store.observations[frame : frame + shown], seen[:shown], rtol=1e-6, atol=1e-6)
         own = torch.tensor(store.actions[step : step + length])
-        controls = env._checked(torch.cat([own, own[-1:]]))[:-1]
+        controls = env._to_controls(torch.cat([own, own[-1:]]))[:-1]
         np.testing.assert_array_equal(controls, one["actions"])
         np.testing.assert_array_equal(
             store.rewards[step : step + length], np.repeat(one["rewards"].astype(np.float32)[:, None], len(own[0]), 1)

@@ -82,9 +82,9 @@ def test_a_machine_that_cannot_draw_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(render, "import_module", missing)
     env = envs.make("mamujoco/2ant", 1)
     env.reset([0])
-    with pytest.raises(UserError, match=r"none \(egl: mujoco\.egl has .*; osmesa: .*install libegl1.*MUJOCO_GL=egl"):
+    with pytest.raises(UserError, match=r"cannot draw without a screen \(egl: mujoco\.egl has .*; osmesa: .*install libegl1.*MUJOCO_GL=egl"):
         env.render()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(UserError, match=r"found none \(osmesa: mujoco\.osmesa has no library\)"):
+    with pytest.raises(UserError, match=r"cannot draw without a screen \(osmesa: mujoco\.osmesa has no library\)"):
         env.render()
     env.step(torch.zeros(1, 2, 4))
