@@ -8,6 +8,7 @@ in one empty folder with small data and small budgets (`SMALLER`). A block that 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -191,7 +192,7 @@ def test_the_five_questions_are_answered_from_the_front(page: Path) -> None:
     for question in QUESTIONS:
         at = [index for index, line in enumerate(lines) if question in line]
         assert at, f"{name_of(page)} does not ask: {question}"
-        beside = "\n".join(lines[at[0] : at[0] + 2])
+        beside = lines[at[0]] + "".join(itertools.takewhile(lambda line: line.startswith("  "), lines[at[0] + 1 :]))
         assert LINK.search(beside), f"{name_of(page)}: no link beside {question}"
 
 
