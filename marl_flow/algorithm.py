@@ -20,7 +20,6 @@ Methods that train in several steps override `update`, those that plan or rememb
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -31,6 +30,7 @@ from marl_flow import seeding
 from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, Policy, TaskSpec, UserError, WindowSpec
 from marl_flow.module_state import pack_state, unpack_state
 from marl_flow.normalize import Normalizers
+from marl_flow.plugins import offered_reference
 from marl_flow.policies import OnePassPolicy
 
 ENTRY_POINTS = "marl_flow.algorithms"
@@ -161,8 +161,7 @@ def reference(algorithm: type[Algorithm]) -> str:
     otherwise `module:Class`.
     """
     place = f"{algorithm.__module__}:{algorithm.__qualname__}"
-    offered = importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm.name)
-    if algorithm.__module__.startswith("marl_flow.") or any(entry.value == place for entry in offered):
+    if algorithm.__module__.startswith("marl_flow.") or offered_reference(ENTRY_POINTS, algorithm.name) == place:
         return algorithm.name
     return place
 
