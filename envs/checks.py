@@ -170,9 +170,7 @@ def _check_step(env: VectorEnv, step: TimeStep, index: int) -> None:
         if not bool(torch.isfinite(value).all()):
             raise ContractError(f"{where}: {name} is not finite: a division by zero or an unset entry")
     if step.action_mask is not None and not bool(step.action_mask.any(-1).all()):
-        raise ContractError(
-            f"{where}: action_mask has no legal action for some agent; finished agents need one too"
-        )
+        raise ContractError(f"{where}: action_mask has no legal action for some agent; finished agents need one too")
     if index == 0 and (bool(step.rewards.any()) or bool(step.finished.any())):
         raise ContractError("reset: rewards or finished rows remain from the last episode")
 

@@ -41,13 +41,15 @@ class Algorithm:
     """A trainable method: one config, one update, one acting policy, one complete state.
 
     Its config is a frozen dataclass whose values are plain JSON, with the method's own budget as the fields `updates`
-    and `batch_size`. A class variable may override the property `executions`.
+    and `batch_size`.
     """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
     """Configs by name; the first is the default."""
     action_kinds: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
+    executions: tuple[Execution, ...] = ("decentralized",)
+    """Executions that this trained configuration can honestly be evaluated in; an instance may set its own."""
     samples_in_steps: ClassVar[bool] = False
     """Whether the policy takes a number of sampling steps."""
     return_conditioned: ClassVar[bool] = False
@@ -58,11 +60,6 @@ class Algorithm:
         self.config, self.spec, self.device = config, spec, device
         self.normalizers = normalizers.to(device)
         self.updates_done = 0
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        """Executions that this trained configuration can honestly be evaluated in."""
-        return ("decentralized",)
 
     @classmethod
     def window(cls, config: Any) -> WindowSpec:

@@ -50,25 +50,25 @@ class Duel:
         return {"num_agents": 2, "observation_size": 4 if self.trouble == "size" else 3, "max_steps": LIMIT}
 
     def reset(self, seed: int) -> Frame:
-        self.seed, self.steps, self.over = seed, 0, False
+        self.seed, self.steps, self.ended = seed, 0, False
         self.total = float(np.random.default_rng(seed).uniform(0, 6))
         return self.frame()
 
     def frame(self) -> Frame:
         mask = np.ones((2, 4), dtype=bool)
         mask[:, 0], mask[:, 3] = self.steps % 2 == 0, self.steps % 2 == 1
-        seen = np.array([[self.total, self.steps, agent] for agent in range(2)], dtype=np.float32)
-        return Frame(observations=seen, mask=mask, state=np.array([self.total, self.steps], dtype=np.float32))
+        observed = np.array([[self.total, self.steps, agent] for agent in range(2)], dtype=np.float32)
+        return Frame(observations=observed, mask=mask, state=np.array([self.total, self.steps], dtype=np.float32))
 
     def step(self, actions: list[int]) -> Outcome:
-        assert not self.over, "a finished episode was stepped"
+        assert not self.ended, "a finished episode was stepped"
         assert self.frame().mask[[0, 1], actions].all(), "an illegal action reached the worker"
         self.steps += 1
         if self.seed == self.cursed and self.steps == 2:
             self.misbehave()
         self.total += sum(actions)
         won, lost = self.total > 12, self.total < 6 and self.steps == 4
-        self.over = won or lost or self.steps == LIMIT
+        self.ended = won or lost or self.steps == LIMIT
         return Outcome(
             frame=self.frame() if self.trouble != "shape" else Frame(observations=np.zeros(3), mask=np.ones(4)),
             reward=float(sum(actions)),

@@ -40,24 +40,24 @@ class Drift:
     def reset(self, seeds) -> TimeStep:
         if len(seeds) != self.num_envs:
             raise UserError(f"expected {self.num_envs} seeds, got {len(seeds)}")
-        self.place = self.first_places(list(seeds))
+        self.position = self.first_positions(list(seeds))
         self.short = torch.tensor([seed % 2 == 0 for seed in seeds])
         self.time, self.over = 0, torch.zeros(self.num_envs, dtype=torch.bool)
         self.cut = self.over.clone()
-        return self.told(torch.zeros(self.num_envs, 2))
+        return self.time_step(torch.zeros(self.num_envs, 2))
 
-    def first_places(self, seeds: list[int]) -> Tensor:
+    def first_positions(self, seeds: list[int]) -> Tensor:
         return row_uniform(seeds, 0, 4).float().view(-1, 2, 2)
 
     def step(self, actions: Tensor) -> TimeStep:
         self.check(actions)
         frozen = self.over | self.cut
         push = actions[..., None].float() if self.discrete else actions
-        self.place = torch.where(frozen[:, None, None], self.place, self.place + 0.1 * push)
+        self.position = torch.where(frozen[:, None, None], self.position, self.position + 0.1 * push)
         self.time += 1
         self.over = self.over | (~frozen & self.short & (self.time >= 4))
         self.cut = self.cut | (~frozen & ~self.over & (self.time >= self.spec.max_steps))
-        return self.told(self.place.sum(-1).masked_fill(frozen[:, None], 0.0))
+        return self.time_step(self.position.sum(-1).masked_fill(frozen[:, None], 0.0))
 
     def check(self, actions: Tensor) -> None:
         shape = (self.num_envs, 2) if self.discrete else (self.num_envs, 2, 2)
@@ -66,16 +66,16 @@ class Drift:
         if not torch.isfinite(actions).all() or (self.discrete and not actions.lt(2 if self.time else 1).all()):
             raise UserError("expected finite, legal actions")
 
-    def told(self, rewards: Tensor) -> TimeStep:
+    def time_step(self, rewards: Tensor) -> TimeStep:
         mask = torch.ones(self.num_envs, 2, 2, dtype=torch.bool)
         mask[..., 1] = self.time > 0
         return TimeStep(
-            observations=self.place.clone(),
+            observations=self.position.clone(),
             rewards=rewards,
             terminated=self.over.clone(),
             truncated=self.cut.clone(),
             action_mask=mask if self.discrete else None,
-            state=self.place.flatten(1),
+            state=self.position.flatten(1),
         )
 
 
@@ -93,14 +93,14 @@ def altered(base: type[Drift], **methods: Callable) -> type[Drift]:
     return type("Broken", (base,), methods)
 
 
-def told_with(change: Callable[[Drift, TimeStep], dict]) -> Callable:
+def time_step_with(change: Callable[[Drift, TimeStep], dict]) -> Callable:
     """A `told` whose time step is changed on the way out."""
 
-    def told(self, rewards: Tensor) -> TimeStep:
-        step = Drift.told(self, rewards)
+    def time_step(self, rewards: Tensor) -> TimeStep:
+        step = Drift.time_step(self, rewards)
         return replace(step, **change(self, step))
 
-    return told
+    return time_step
 
 
 def late(env: Drift, value: Tensor, change: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def stale_reset(self, seeds) -> TimeStep:
 
 def unfrozen_step(self, actions: Tensor) -> TimeStep:
     step = Drift.step(self, actions)
-    return replace(step, rewards=self.place.sum(-1))
+    return replace(step, rewards=self.position.sum(-1))
 
 
 def unequal_init(self, num_envs: int) -> None:
@@ -136,11 +136,11 @@ def careless(self, seeds) -> TimeStep:
     return Drift.reset(self, seeds)
 
 
-def reused_told(self, rewards: Tensor) -> TimeStep:
+def reused_time_step(self, rewards: Tensor) -> TimeStep:
     if not hasattr(self, "buffer"):
-        self.buffer = self.place.clone()
-    self.buffer.copy_(self.place)
-    return replace(Drift.told(self, rewards), observations=self.buffer)
+        self.buffer = self.position.clone()
+    self.buffer.copy_(self.position)
+    return replace(Drift.time_step(self, rewards), observations=self.buffer)
 
 
 def lenient(skipped: str) -> Callable:
@@ -180,55 +180,64 @@ BROKEN = {
     ),
     "expected a torch.device": altered(Drift, device=property(lambda s: "cpu", lambda s, v: None)),
     "lacks a part of the VectorEnv protocol": altered(Drift, step=property()),
-    "observations has shape": altered(Drift, told=told_with(lambda e, s: {"observations": s.observations[..., :1]})),
-    "observations is torch.int64": altered(Drift, told=told_with(lambda e, s: {"observations": s.observations.long()})),
-    "terminated is torch.float32": altered(Drift, told=told_with(lambda e, s: {"terminated": s.terminated.float()})),
-    "state is NoneType": altered(Drift, told=told_with(lambda e, s: {"state": None})),
-    "action_mask is NoneType": altered(Choices, told=told_with(lambda e, s: {"action_mask": None})),
-    "continuous tasks have no masks": altered(Drift, told=told_with(lambda e, s: {"action_mask": s.terminated})),
-    "won has shape": altered(Drift, told=told_with(lambda e, s: {"won": torch.zeros(e.num_envs, 2).bool()})),
+    "observations has shape": altered(
+        Drift, time_step=time_step_with(lambda e, s: {"observations": s.observations[..., :1]})
+    ),
+    "observations is torch.int64": altered(
+        Drift, time_step=time_step_with(lambda e, s: {"observations": s.observations.long()})
+    ),
+    "terminated is torch.float32": altered(
+        Drift, time_step=time_step_with(lambda e, s: {"terminated": s.terminated.float()})
+    ),
+    "state is NoneType": altered(Drift, time_step=time_step_with(lambda e, s: {"state": None})),
+    "action_mask is NoneType": altered(Choices, time_step=time_step_with(lambda e, s: {"action_mask": None})),
+    "continuous tasks have no masks": altered(
+        Drift, time_step=time_step_with(lambda e, s: {"action_mask": s.terminated})
+    ),
+    "won has shape": altered(Drift, time_step=time_step_with(lambda e, s: {"won": torch.zeros(e.num_envs, 2).bool()})),
     "observations is on meta": altered(
-        Drift, told=told_with(lambda e, s: {"observations": late(e, s.observations, s.observations.to("meta"))})
+        Drift,
+        time_step=time_step_with(lambda e, s: {"observations": late(e, s.observations, s.observations.to("meta"))}),
     ),
     "rewards is not finite": altered(
-        Drift, told=told_with(lambda e, s: {"rewards": late(e, s.rewards, s.rewards / 0)})
+        Drift, time_step=time_step_with(lambda e, s: {"rewards": late(e, s.rewards, s.rewards / 0)})
     ),
     "without a legal action": altered(
-        Choices, told=told_with(lambda e, s: {"action_mask": s.action_mask & ~e.over[:, None, None]})
+        Choices, time_step=time_step_with(lambda e, s: {"action_mask": s.action_mask & ~e.over[:, None, None]})
     ),
-    "remain from the last episode": altered(Drift, told=told_with(lambda e, s: {"rewards": s.rewards + 1.0})),
+    "remain from the last episode": altered(Drift, time_step=time_step_with(lambda e, s: {"rewards": s.rewards + 1.0})),
     "the flags of a finished row changed": altered(
-        Drift, told=told_with(lambda e, s: {"terminated": s.terminated & torch.tensor(e.time < 5)})
+        Drift, time_step=time_step_with(lambda e, s: {"terminated": s.terminated & torch.tensor(e.time < 5)})
     ),
     "a finished row receives a reward": altered(Drift, step=unfrozen_step),
     "a finished row's observation changed": altered(
-        Drift, told=told_with(lambda e, s: {"observations": s.observations + 0.1 * e.time})
+        Drift, time_step=time_step_with(lambda e, s: {"observations": s.observations + 0.1 * e.time})
     ),
     "truncated before the spec's limit": altered(
-        Drift, told=told_with(lambda e, s: {"truncated": ~s.terminated if e.time >= 5 else s.truncated})
+        Drift, time_step=time_step_with(lambda e, s: {"truncated": ~s.terminated if e.time >= 5 else s.truncated})
     ),
     "neither terminated nor truncated": altered(
-        Drift, told=told_with(lambda e, s: {"truncated": torch.zeros_like(s.truncated)})
+        Drift, time_step=time_step_with(lambda e, s: {"truncated": torch.zeros_like(s.truncated)})
     ),
     "actions were modified": altered(Drift, step=mutating_step),
-    "a buffer is reused": altered(Drift, told=reused_told),
+    "a buffer is reused": altered(Drift, time_step=reused_time_step),
     "a second episode of the same seeds": altered(Drift, reset=stale_reset),
     "another instance with the same seeds": altered(
         Drift,
         __init__=unequal_init,
-        told=told_with(lambda e, s: {"state": s.state + e.number}),
+        time_step=time_step_with(lambda e, s: {"state": s.state + e.number}),
     ),
     "`reset` ignores its seeds": altered(
-        Drift, first_places=lambda self, seeds: torch.arange(4.0).view(1, 2, 2).expand(len(seeds), 2, 2)
+        Drift, first_positions=lambda self, seeds: torch.arange(4.0).view(1, 2, 2).expand(len(seeds), 2, 2)
     ),
     "row 0 changed although only its neighbours'": altered(
-        Drift, told=told_with(lambda e, s: {"state": s.state - s.state.mean(0)})
+        Drift, time_step=time_step_with(lambda e, s: {"state": s.state - s.state.mean(0)})
     ),
     "alone give another episode": altered(
-        Drift, told=told_with(lambda e, s: {"observations": s.observations + 0.01 * e.num_envs})
+        Drift, time_step=time_step_with(lambda e, s: {"observations": s.observations + 0.01 * e.num_envs})
     ),
     "reset draws from torch's global generator": altered(
-        Drift, first_places=lambda self, seeds: Drift.first_places(self, seeds) + 0.0 * torch.rand(1)
+        Drift, first_positions=lambda self, seeds: Drift.first_positions(self, seeds) + 0.0 * torch.rand(1)
     ),
     "step draws from torch's global generator": altered(
         Drift, step=lambda self, actions: Drift.step(self, actions + 0.0 * torch.rand(1))

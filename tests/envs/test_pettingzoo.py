@@ -75,28 +75,30 @@ class Corridor(ParallelEnv):
     def action_space(self, agent):
         return gymnasium.spaces.Discrete(2, start=5)
 
-    def told(self):
+    def observe(self):
         masks = {agent: np.array([1, int(self.time > 0)], dtype=np.int8) for agent in self.agents}
-        seen = {agent: np.array([self.place[agent]], dtype=np.float32) for agent in self.agents}
+        observed = {agent: np.array([self.position[agent]], dtype=np.float32) for agent in self.agents}
         if self.in_observation:
-            return {a: {"observation": seen[a], "action_mask": masks[a]} for a in seen}, {a: {} for a in seen}
-        return seen, {agent: {"action_mask": mask} for agent, mask in masks.items()}
+            return {a: {"observation": observed[a], "action_mask": masks[a]} for a in observed}, {
+                a: {} for a in observed
+            }
+        return observed, {agent: {"action_mask": mask} for agent, mask in masks.items()}
 
     def reset(self, seed=None, options=None):
         self.agents, self.time = list(self.possible_agents), 0
-        self.place = dict.fromkeys(self.agents, int(seed) % 2)
-        return self.told()
+        self.position = dict.fromkeys(self.agents, int(seed) % 2)
+        return self.observe()
 
     def step(self, actions):
         assert set(actions) == set(self.agents)
         self.time += 1
         for agent, action in actions.items():
-            self.place[agent] += action - 5
-        over = {agent: self.place[agent] >= 3 for agent in self.agents}
+            self.position[agent] += action - 5
+        ended = {agent: self.position[agent] >= 3 for agent in self.agents}
         rewards = dict.fromkeys(self.agents, 1.0)
-        seen, infos = self.told()
-        self.agents = [agent for agent in self.agents if not over[agent]]
-        return seen, rewards, over, dict.fromkeys(over, False), infos
+        observed, infos = self.observe()
+        self.agents = [agent for agent in self.agents if not ended[agent]]
+        return observed, rewards, ended, dict.fromkeys(ended, False), infos
 
 
 @pytest.mark.parametrize("in_observation", [False, True])
@@ -150,17 +152,17 @@ def test_mpe2_is_imported(continuous: bool) -> None:
     check_vector_env(vector)
     env, own = vector(2), build()
     assert env.spec.action.size == 5 and env.spec.action.is_discrete != continuous
-    step, (seen, _) = env.reset([4, 5]), own.reset(seed=5)
+    step, (observed, _) = env.reset([4, 5]), own.reset(seed=5)
     source = torch.Generator().manual_seed(0)
     for _ in range(25):
-        assert np.array_equal(step.observations[1], np.stack(list(seen.values())))
+        assert np.array_equal(step.observations[1], np.stack(list(observed.values())))
         if continuous:
             actions = torch.rand(2, 3, 5, generator=source)
         else:
             actions = torch.randint(5, (2, 3), generator=source)
         step = env.step(actions)
         given = dict(zip(own.agents, actions[1].numpy(), strict=True))
-        seen, rewards, _, _, _ = own.step(given)
+        observed, rewards, _, _, _ = own.step(given)
         assert step.rewards[1].tolist() == pytest.approx(list(rewards.values()))
     assert step.truncated.all() and not step.terminated.any()
 

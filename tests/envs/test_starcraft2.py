@@ -131,7 +131,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path / "StarCraftII")
 
 
-def complaint(task_id: str) -> str:
+def refusal(task_id: str) -> str:
     with pytest.raises(UserError) as caught:
         starcraft2.StarCraftEnv(task_id, 1)
     return str(caught.value)
@@ -139,7 +139,7 @@ def complaint(task_id: str) -> str:
 
 def test_a_bare_machine_is_told_everything_at_once(machine: Machine) -> None:
     """Catches a list that comes one item per try, a place looked at but not named, and `pip install smac`."""
-    text = complaint("smac-sc2/3m")
+    text = refusal("smac-sc2/3m")
     for part in (
         "smac-sc2/3m runs StarCraft II itself, which is not completely installed here:\n  - Python packages: ",
         "looked for the modules smac, pysc2, s2clientprotocol, portpicker, websocket, absl, did not find smac, pysc2, ",
@@ -149,10 +149,10 @@ def test_a_bare_machine_is_told_everything_at_once(machine: Machine) -> None:
     ):
         assert part in text
     assert not re.search(r"pip install smac\b", text)
-    assert "git+https://github.com/oxwhirl/smacv2.git" in complaint("smacv2-sc2/zerg_10_vs_11")
+    assert "git+https://github.com/oxwhirl/smacv2.git" in refusal("smacv2-sc2/zerg_10_vs_11")
     machine.patch.delenv("SC2PATH")
     machine.patch.setenv("HOME", str(machine.folder.parent))
-    assert f"{machine.folder} (the default, as SC2PATH is not set), found none" in complaint("smac-sc2/3m")
+    assert f"{machine.folder} (the default, as SC2PATH is not set), found none" in refusal("smac-sc2/3m")
 
 
 def test_each_missing_part(machine: Machine) -> None:
@@ -162,18 +162,18 @@ def test_each_missing_part(machine: Machine) -> None:
     starcraft2.check_installed("smac-sc2/3m")
     assert (
         f"looked for {machine.folder}/Maps/SMAC_Maps/8m.SC2Map, found 1 other maps; get SMAC_Maps.zip from "
-        f"https://github.com/oxwhirl/smac/releases and unpack it into {machine.folder}/Maps" in complaint("smac-sc2/8m")
+        f"https://github.com/oxwhirl/smac/releases and unpack it into {machine.folder}/Maps" in refusal("smac-sc2/8m")
     )
     del machine.modules["websocket"]
-    assert ", did not find websocket; pip install --no-deps git+" in complaint("smac-sc2/3m")
+    assert ", did not find websocket; pip install --no-deps git+" in refusal("smac-sc2/3m")
     (machine.folder.parent / "smac" / "env" / "starcraft2" / "starcraft2.py").unlink()
-    assert "found another project of the same name in" in complaint("smac-sc2/3m")
+    assert "found another project of the same name in" in refusal("smac-sc2/3m")
 
     v2 = machine.complete("smacv2", "32x32_flat")
     starcraft2.check_installed("smacv2-sc2/protoss_20_vs_23")
     (v2.folder / "Maps" / "SMAC_Maps").rename(v2.folder / "SMAC_Maps")
     (v2.folder / "Versions" / "Base75689" / "SC2_x64").unlink()
-    text = complaint("smacv2-sc2/protoss_20_vs_23")
+    text = refusal("smacv2-sc2/protoss_20_vs_23")
     assert f"looked for Versions/Base*/SC2_x64 in {v2.folder} (SC2PATH), found no such file but Maps, SMAC_Maps" in text
     assert (
         "32x32_flat.SC2Map, found no such folder; get SMAC_Maps.zip from https://github.com/oxwhirl/smacv2/rel" in text
@@ -365,15 +365,15 @@ def test_everything_of_smac_passes_unchanged(fakes: ModuleType, name: str) -> No
             assert np.array_equal(frame.state, state) and np.array_equal(frame.mask, theirs.get_avail_actions())
             actions = legal(frame, source)
             outcome = game.step(actions)
-            reward, over, info = theirs.step(actions)
+            reward, ended, info = theirs.step(actions)
             frame, observations, state = outcome.frame, theirs.get_obs(), theirs.get_state()
             assert outcome.reward == reward and outcome.won == info["battle_won"]
-            assert (outcome.terminated or outcome.truncated) == over
+            assert (outcome.terminated or outcome.truncated) == ended
             rewards.append(reward)
-            if over:
+            if ended:
                 break
         assert outcome.truncated == (theirs.timeouts == episode + 1)
-        assert over and max(rewards) > 0
+        assert ended and max(rewards) > 0
     assert [str(sent) for sent in game.games[0].sent] == [str(sent) for sent in games[0].sent]
     assert len(game.games) == len(games) == 1
 
@@ -452,13 +452,13 @@ def test_real_packages_in_workers(fakes: ModuleType, monkeypatch: pytest.MonkeyP
     with starcraft2.StarCraftEnv(task_id, 2, dtype=torch.float64) as env:
         for episode in range(2):
             step = env.reset([episode, episode + 10])
-            paid = torch.zeros(2, env.spec.num_agents, dtype=torch.float64)
+            returns = torch.zeros(2, env.spec.num_agents, dtype=torch.float64)
             while not step.finished.all():
                 before = step
                 step = env.step(step.action_mask.to(torch.int64).argmax(-1))  # stop, or nothing once dead
-                paid += step.rewards
+                returns += step.rewards
                 assert torch.equal(step.observations[before.finished], before.observations[before.finished])
-            assert (paid > 0).all() and (paid[:, :1] == paid).all()
+            assert (returns > 0).all() and (returns[:, :1] == returns).all()
 
 
 @pytest.mark.parametrize("task_id", [task for task in starcraft2.TASKS if task.startswith("smacv2")])

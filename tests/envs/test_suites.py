@@ -24,13 +24,13 @@ def test_every_listed_task_is_made(task_id: str) -> None:
 
 def test_a_further_suite_is_one_more_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a dispatcher that knows the suites by name."""
-    asked = []
-    module = SimpleNamespace(make=lambda *arguments: asked.append(arguments), spec=lambda task_id: task_id.upper())
+    calls = []
+    module = SimpleNamespace(make=lambda *arguments: calls.append(arguments), spec=lambda task_id: task_id.upper())
     monkeypatch.setitem(sys.modules, "toy_suite", module)
     suite = Suite(module="toy_suite", tasks=("drift",), family="big/<size>")
     monkeypatch.setattr(envs, "SUITES", {**SUITES, "toy": suite})
     envs.make("toy/drift", 3, opponent=None)
-    assert asked == [("toy/drift", 3, "cpu", None, None)]
+    assert calls == [("toy/drift", 3, "cpu", None, None)]
     assert envs.spec("toy/big/7") == "TOY/BIG/7"
     for name in ("toy/big", "toy/big/", "toy/big/7/8", "toy/bag/7", "toy", "toys/drift"):
         with pytest.raises(UserError, match=r"unknown task '.*further ids: .*toy/big/<size>"):

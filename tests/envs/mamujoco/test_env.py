@@ -82,12 +82,12 @@ def test_every_step_equals_the_libraries(task_id: str) -> None:
     for _ in range(1000):
         if over:
             episodes += 1
-            seen, _ = theirs.reset(seed=episodes)
+            observed, _ = theirs.reset(seed=episodes)
             step = env.set_state(state_of(theirs))
-        expected = np.stack([np.concatenate([ids[i], seen[name]]) for i, name in enumerate(names)])
+        expected = np.stack([np.concatenate([ids[i], observed[name]]) for i, name in enumerate(names)])
         assert np.array_equal(step.observations[0].numpy(), expected)
         actions = source.uniform(-1.2, 1.2, (agents, size)) * (episodes % 4 > 0)  # every fourth ant stands still
-        seen, rewards, terminated, truncated, _ = theirs.step(dict(zip(names, actions, strict=True)))
+        observed, rewards, terminated, truncated, _ = theirs.step(dict(zip(names, actions, strict=True)))
         step = env.step(torch.tensor(actions)[None])
         state, reached = env.state, state_of(theirs)
         assert torch.equal(state.positions, reached.positions) and torch.equal(state.velocities, reached.velocities)
@@ -267,15 +267,15 @@ def test_a_cheetahs_moment_can_be_restored() -> None:
     for _ in range(200):
         actions.append(2.0 * torch.rand(1, 2, 3, generator=source, dtype=torch.float64) - 1.0)
         steps.append(walker.step(actions[-1]))
-    seen = torch.cat([step.observations for step in steps])
+    observed = torch.cat([step.observations for step in steps])
     for dtype, room in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
-        before = env.restore(seen[:-1].to(dtype), None, torch.arange(200))
-        assert torch.equal(before.observations.to(dtype), seen[:-1].to(dtype))
+        before = env.restore(observed[:-1].to(dtype), None, torch.arange(200))
+        assert torch.equal(before.observations.to(dtype), observed[:-1].to(dtype))
         after = env.step(torch.cat(actions))
-        paid = torch.cat([step.rewards for step in steps[1:]])
-        for ours, real in ((after.observations, seen[1:]), (after.rewards, paid)):
+        received = torch.cat([step.rewards for step in steps[1:]])
+        for ours, real in ((after.observations, observed[1:]), (after.rewards, received)):
             assert ((ours - real).abs() / real.abs().clamp(min=1.0)).max() < room
-    wrong = seen[:-1].clone()
+    wrong = observed[:-1].clone()
     wrong[:, 0, -3] += 1.0  # agent 0 sees another x than agent 1
     assert (env.restore(wrong, None, torch.arange(200)).observations - wrong).abs().amax() == pytest.approx(0.5)
 

@@ -48,8 +48,8 @@ def test_the_floor_does_not_end() -> None:
     env.reset([0])
     assert isinstance(env, RobotEnv)
     state, pictures = env.state, []
-    for place in (0.0, 300.0, 300.5):
-        state.positions[0, 0] = place
+    for x in (0.0, 300.0, 300.5):
+        state.positions[0, 0] = x
         env.set_state(state)
         pictures.append(env.render(size=200))
     assert all(picture[-20:].astype(float).std() > 20 for picture in pictures)
@@ -82,7 +82,10 @@ def test_a_machine_that_cannot_draw_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(render, "import_module", missing)
     env = envs.make("mamujoco/2ant", 1)
     env.reset([0])
-    with pytest.raises(UserError, match=r"cannot draw without a screen \(egl: mujoco\.egl has .*; osmesa: .*install libegl1.*MUJOCO_GL=egl"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot draw without a screen \(egl: mujoco\.egl has .*; osmesa: .*install libegl1.*MUJOCO_GL=egl",
+    ):
         env.render()
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     with pytest.raises(UserError, match=r"cannot draw without a screen \(osmesa: mujoco\.osmesa has no library\)"):

@@ -44,16 +44,16 @@ def test_rows_are_the_librarys_episodes(task_id: str, observation_size: int, wid
     assert env.spec == envs.spec(task_id) and env.spec.max_steps == 1000 and env.spec.team_reward == "shared"
     with engine.quiet():
         theirs = MultiAgentMujocoEnv(scenario, partition)
-    step, (seen, _) = env.reset([3, 8]), theirs.reset(seed=8)
+    step, (observed, _) = env.reset([3, 8]), theirs.reset(seed=8)
     source = np.random.default_rng(0)
     for _ in range(12):
         for index, name in enumerate(theirs.possible_agents):
-            size = len(seen[name])
-            assert np.array_equal(step.observations[1, index, :size].numpy(), seen[name])
+            size = len(observed[name])
+            assert np.array_equal(step.observations[1, index, :size].numpy(), observed[name])
             assert not step.observations[1, index, size:].any()
         actions = source.uniform(-0.4, 0.4, (2, len(widths), max(widths))).astype(np.float32)
         given = {name: actions[1, i, : widths[i]] for i, name in enumerate(theirs.possible_agents)}
-        seen, rewards, _, _, _ = theirs.step(given)
+        observed, rewards, _, _, _ = theirs.step(given)
         step = env.step(torch.from_numpy(actions))
         assert step.rewards[1].tolist() == [rewards[name] for name in theirs.possible_agents]
 

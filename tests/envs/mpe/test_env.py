@@ -56,7 +56,7 @@ def replay(env, golden: dict[str, Tensor]) -> dict[str, float]:
 
     state = ParticleState(positions=golden["positions"][:1], velocities=golden["velocities"][:1], steps=ZERO_STEPS)
     step = env.set_state(state)
-    paid = env.returns
+    received = env.returns
     for index in range(26):
         compare("observations", step.observations[0], golden["observations"][index])
         compare("positions", env.state.positions[0], golden["positions"][index])
@@ -66,9 +66,9 @@ def replay(env, golden: dict[str, Tensor]) -> dict[str, float]:
         assert bool(step.truncated) == (index == 25) and not bool(step.terminated)
         if index < 25:
             step = env.step(golden["actions"][index][None])
-            compare("rewards", env.returns[0] - paid[0], golden["rewards"][index])
+            compare("rewards", env.returns[0] - received[0], golden["rewards"][index])
             compare("controlled_rewards", step.rewards[0], golden["rewards"][index, :3])
-            paid = env.returns
+            received = env.returns
     return worst
 
 
@@ -92,7 +92,7 @@ def test_recorded_episodes_replay_with_the_published_prey(
     golden = recording(golden_folder, task, index)
     prey = NetworkPrey.from_omar(omar_prey(task))
     acted = torch.cat(
-        [prey.act(seen[None, None], None, torch.zeros(1, 1)) for seen in golden["prey_observations"][:25]]
+        [prey.act(observed[None, None], None, torch.zeros(1, 1)) for observed in golden["prey_observations"][:25]]
     )
     rounding = float((acted[:, 0] - golden["prey_actions"]).abs().max())
     assert rounding < 1.5e-7
@@ -138,8 +138,8 @@ def rolled(task_id: str, speeds: dict[int, float], num_steps: int = 1) -> Tensor
     env = envs.make(task_id, 1, dtype=torch.float64, opponent=prey)
     env.reset([0])
     shape = env.state.positions.shape
-    places = torch.arange(shape[1], dtype=torch.float64)[None, :, None].expand(shape) * 5.0
-    env.set_state(ParticleState(positions=places, velocities=env.state.velocities, steps=ZERO_STEPS))
+    points = torch.arange(shape[1], dtype=torch.float64)[None, :, None].expand(shape) * 5.0
+    env.set_state(ParticleState(positions=points, velocities=env.state.velocities, steps=ZERO_STEPS))
     actions = torch.tensor([[[speeds.get(agent, 0.0), 0.0] for agent in range(3)]], dtype=torch.float64)
     for _ in range(num_steps):
         env.step(actions)
@@ -165,7 +165,7 @@ def test_actions_are_not_clipped() -> None:
     assert rolled("mpe/simple_spread", {0: 3.0})[0, 0] == pytest.approx(1.5)
 
 
-def forces_at(radii: tuple[float, ...], num_agents: int, num_solid: int, places: list[list[float]]) -> Tensor:
+def forces_at(radii: tuple[float, ...], num_agents: int, num_solid: int, points: list[list[float]]) -> Tensor:
     """Contact forces [A, 2]."""
     bodies = build_bodies(
         radii=radii,
@@ -175,7 +175,7 @@ def forces_at(radii: tuple[float, ...], num_agents: int, num_solid: int, places:
         device=torch.device("cpu"),
         dtype=torch.float64,
     )
-    positions = torch.tensor(places, dtype=torch.float64).t()[:, :, None]
+    positions = torch.tensor(points, dtype=torch.float64).t()[:, :, None]
     return contact_forces(bodies, *separations(positions, num_agents))[:, :, 0].t()
 
 
@@ -244,9 +244,9 @@ def test_gradients_pass_through_a_network_prey(task_id: str) -> None:
     assert torch.allclose((gradient * direction).sum((0, 2, 3)), slope, rtol=0.05, atol=1e-3)
 
 
-def paid(task_id: str, rewards, places: list[list[float]]) -> list[float]:
+def received(task_id: str, rewards, points: list[list[float]]) -> list[float]:
     kind = SCENARIOS[task_id]
-    positions = torch.tensor(places, dtype=torch.float64).t()[:, :, None]
+    positions = torch.tensor(points, dtype=torch.float64).t()[:, :, None]
     sizes = torch.tensor(kind.radii, dtype=torch.float64)
     _, distances = separations(positions, kind.num_agents)
     touching = distances[..., 0] < sizes[: kind.num_agents, None] + sizes
@@ -257,32 +257,34 @@ def paid(task_id: str, rewards, places: list[list[float]]) -> list[float]:
 def test_spread_rewards_by_hand() -> None:
     """Catches an unbounded coverage term, a collision counted against oneself, or shared among all."""
     apart = [[0.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.5], [0.01, 1.0], [0.25, -1.0]]
-    assert paid("mpe/simple_spread", spread_rewards, apart) == pytest.approx([2.0 + 10.0 + 4.0] * 3)
+    assert received("mpe/simple_spread", spread_rewards, apart) == pytest.approx([2.0 + 10.0 + 4.0] * 3)
     touching = [[0.0, 0.0], [0.29, 0.0], [0.58, 0.0], [0.0, 1.0], [0.29, 1.0], [0.58, 1.0]]
-    assert paid("mpe/simple_spread", spread_rewards, touching) == pytest.approx([-2.0, -7.0, -2.0])
+    assert received("mpe/simple_spread", spread_rewards, touching) == pytest.approx([-2.0, -7.0, -2.0])
 
 
 def test_tag_rewards_by_hand() -> None:
     """Catches a contact paid to its predator alone, the wrong bonus, and slips in the border's three pieces."""
     chase = [[0.12, 0.0], [0.0, -0.5], [0.0, 0.13], [0.0, 0.0], [0.8, 0.8], [-0.8, 0.8]]
     hunt = 10.0 - 0.1 * 0.75
-    assert paid("mpe/simple_tag", tag_rewards, chase) == pytest.approx([hunt] * 3 + [-hunt])
-    for place, price in ((0.89, 0.0), (0.95, 0.5), (1.5, math.e), (4.0, 10.0)):
-        away = [[0.0, 0.0]] * 3 + [[-place, place], [0.8, 0.8], [-0.8, 0.8]]
-        reward = paid("mpe/simple_tag", tag_rewards, away)
-        assert reward[3] == pytest.approx(0.3 * place * math.sqrt(2.0) - 2.0 * price)
+    assert received("mpe/simple_tag", tag_rewards, chase) == pytest.approx([hunt] * 3 + [-hunt])
+    for point, price in ((0.89, 0.0), (0.95, 0.5), (1.5, math.e), (4.0, 10.0)):
+        away = [[0.0, 0.0]] * 3 + [[-point, point], [0.8, 0.8], [-0.8, 0.8]]
+        reward = received("mpe/simple_tag", tag_rewards, away)
+        assert reward[3] == pytest.approx(0.3 * point * math.sqrt(2.0) - 2.0 * price)
 
 
 def test_world_rewards_by_hand() -> None:
     """Catches the bonus of tag in world, an unweighted border, and MPE2's sign of the food term."""
-    places = [[0.1, 0.0], [0.0, 0.5], [0.0, -0.5], [0.0, 0.0], [0.9, 0.9], [0.07, 0.0], [0.5, 0.0], [-0.8, 0], [0.8, 0]]
+    points = [[0.1, 0.0], [0.0, 0.5], [0.0, -0.5], [0.0, 0.0], [0.9, 0.9], [0.07, 0.0], [0.5, 0.0], [-0.8, 0], [0.8, 0]]
     hunt = 5.0 - 0.1 * 1.1
-    assert paid("mpe/simple_world", world_rewards, places) == pytest.approx([hunt] * 3 + [-hunt + 2.0 + 0.05 * 0.07])
-    places[3] = [0.0, 1.5]
-    far = sum(math.dist(place, places[3]) for place in places[:3])
-    food = math.dist(places[3], places[5])
+    assert received("mpe/simple_world", world_rewards, points) == pytest.approx(
+        [hunt] * 3 + [-hunt + 2.0 + 0.05 * 0.07]
+    )
+    points[3] = [0.0, 1.5]
+    far = sum(math.dist(point, points[3]) for point in points[:3])
+    food = math.dist(points[3], points[5])
     expected = 0.1 * far - 2.0 * math.e + 0.05 * food
-    assert paid("mpe/simple_world", world_rewards, places)[3] == pytest.approx(expected)
+    assert received("mpe/simple_world", world_rewards, points)[3] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

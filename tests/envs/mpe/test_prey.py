@@ -34,11 +34,11 @@ def weights(size: int = 3, hidden: int = 2) -> dict[str, Tensor]:
 
 def test_network_by_hand() -> None:
     """Catches a skipped batch norm, statistics taken from the batch, a skipped bias, and tanh mixed up with clamp."""
-    seen = torch.tensor([[[1.125, 0.0, 9.0]], [[3.0, 2.0, 9.0]]])
+    observed = torch.tensor([[[1.125, 0.0, 9.0]], [[3.0, 2.0, 9.0]]])
     expected = torch.tensor([[[0.5, -0.5]], [[4.25, 1.5]]])  # 2 (x - 1), ReLU, + (0.25, 0), ReLU, - (0, 0.5)
-    assert torch.allclose(NetworkPrey(weights()).act(seen, None, NOTHING), expected.clamp(-1.0, 1.0))
-    assert torch.allclose(NetworkPrey(weights(), output="tanh").act(seen, None, NOTHING), expected.tanh())
-    assert NetworkPrey(weights()).act(seen.double(), None, NOTHING).dtype == torch.float64
+    assert torch.allclose(NetworkPrey(weights()).act(observed, None, NOTHING), expected.clamp(-1.0, 1.0))
+    assert torch.allclose(NetworkPrey(weights(), output="tanh").act(observed, None, NOTHING), expected.tanh())
+    assert NetworkPrey(weights()).act(observed.double(), None, NOTHING).dtype == torch.float64
 
 
 def save(path: Path, content: object) -> Path:
@@ -81,9 +81,9 @@ def test_a_prey_of_another_task_is_refused() -> None:
 
 
 def seen_by_prey(position: tuple[float, float], obstacles: list[list[float]], predators: list[list[float]]) -> Tensor:
-    here = torch.tensor(position)
-    relative = [torch.tensor(place) - here for place in obstacles + predators]
-    return torch.cat([torch.zeros(2), here, *relative])[None, None]
+    now = torch.tensor(position)
+    relative = [torch.tensor(point) - now for point in obstacles + predators]
+    return torch.cat([torch.zeros(2), now, *relative])[None, None]
 
 
 FAR = [[9.0, 9.0], [9.0, -9.0]]
@@ -129,14 +129,14 @@ class Notebook:
 
     def __init__(self) -> None:
         self.resets: list[tuple[int, int]] = []
-        self.told: list[tuple[Tensor, Tensor]] = []
+        self.given: list[tuple[Tensor, Tensor]] = []
 
     def reset(self, num_envs: int, generator: torch.Generator) -> None:
         self.resets.append((num_envs, generator.initial_seed()))
 
     def act(self, observations: Tensor, action_mask: Tensor | None, rewards: Tensor) -> Tensor:
         assert action_mask is None
-        self.told.append((observations, rewards))
+        self.given.append((observations, rewards))
         return torch.zeros(observations.shape[0], 1, 2)
 
 
@@ -147,10 +147,10 @@ def test_any_policy_may_play_the_prey() -> None:
     env.reset([7, 8, 9])
     before = torch.zeros(3)
     for index in range(4):
-        seen, sums = env.opponent_observations, env.returns[:, 3]
+        observed, sums = env.opponent_observations, env.returns[:, 3]
         env.step(torch.ones(3, 3, 2))
-        assert torch.equal(prey.told[index][0], seen) and seen.shape == (3, 1, 14)
-        assert torch.allclose(prey.told[index][1], (sums - before)[:, None], atol=1e-6)
+        assert torch.equal(prey.given[index][0], observed) and observed.shape == (3, 1, 14)
+        assert torch.allclose(prey.given[index][1], (sums - before)[:, None], atol=1e-6)
         before = sums
     env.reset([10, 8, 9])
     assert [count for count, _ in prey.resets] == [3, 3] and prey.resets[0] != prey.resets[1]
@@ -182,8 +182,8 @@ def test_the_shipped_prey_is_about_as_hard_to_catch_as_omars(task_id: str, omar:
     """Catches a prey that does not flee, or that nobody catches: what two scripted hunts earn, beside their earnings
     against OMAR's prey (benchmarks/behaviour/prey.py measure). It evades at least as well, but within a quarter."""
     for lead, theirs in zip((0.0, 0.2), omar, strict=True):
-        found = hunt(task_id, NetworkPrey.native(task_id), Hunter(task_id, lead))["return"]
-        assert 0.75 * theirs < found < 1.02 * theirs
+        measured = hunt(task_id, NetworkPrey.native(task_id), Hunter(task_id, lead))["return"]
+        assert 0.75 * theirs < measured < 1.02 * theirs
 
 
 def test_names_tell_prey_apart(tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ def test_names_tell_prey_apart(tmp_path: Path) -> None:
 
 def test_effort_scales_the_drive() -> None:
     """Catches an effort applied before the bound, where a saturated network would not feel it."""
-    seen = 100.0 * torch.randn(50, 1, 3, generator=torch.Generator().manual_seed(0))
-    full = NetworkPrey(weights(), output="tanh").act(seen, None, NOTHING)
-    assert torch.allclose(NetworkPrey(weights(), output="tanh", effort=0.1).act(seen, None, NOTHING), 0.1 * full)
+    observed = 100.0 * torch.randn(50, 1, 3, generator=torch.Generator().manual_seed(0))
+    full = NetworkPrey(weights(), output="tanh").act(observed, None, NOTHING)
+    assert torch.allclose(NetworkPrey(weights(), output="tanh", effort=0.1).act(observed, None, NOTHING), 0.1 * full)
     with pytest.raises(UserError, match="effort above 0 and up to 1, got 2"):
         FleeingPrey(num_obstacles=1, num_landmarks=1, effort=2.0)
     with pytest.raises(UserError, match="effort above 0 and up to 1, got 0"):

@@ -46,11 +46,11 @@ def test_entities_are_where_they_are() -> None:
     ]
     picture = restored("mpe/simple_world", places).render(1)
     assert picture.shape == (400, 400, 3) and picture.dtype == np.uint8
-    kinds = ["agent"] * 3 + ["prey", "obstacle", "food", "food", "forest", "forest"]
-    for index, (kind, (x, y)) in enumerate(zip(kinds, places, strict=True)):
-        colour = SHADES[index] if kind == "agent" else COLOURS[kind]
-        off = 0.02 if kind == "food" else 0.03  # beside the velocity tick
-        assert np.abs(np.array(pixel(picture, x - off, y)) - colour).max() < 40, kind
+    entities = ["agent"] * 3 + ["prey", "obstacle", "food", "food", "forest", "forest"]
+    for index, (entity, (x, y)) in enumerate(zip(entities, places, strict=True)):
+        colour = SHADES[index] if entity == "agent" else COLOURS[entity]
+        off = 0.02 if entity == "food" else 0.03  # beside the velocity tick
+        assert np.abs(np.array(pixel(picture, x - off, y)) - colour).max() < 40, entity
 
 
 def test_the_view_widens_for_runaways() -> None:

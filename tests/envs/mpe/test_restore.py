@@ -22,22 +22,22 @@ HUNTS = TASKS[1:]
 
 
 def make(task_id: str, num_envs: int, dtype: torch.dtype = torch.float64) -> ParticleEnv:
-    kind = SCENARIOS[task_id]
-    landmarks = kind.num_entities - kind.num_agents
-    prey = FleeingPrey(num_obstacles=len(kind.indices("obstacle")), num_landmarks=landmarks, dtype=dtype)
-    return envs.make(task_id, num_envs, dtype=dtype, opponent=prey if kind.has_prey else None)
+    scenario = SCENARIOS[task_id]
+    landmarks = scenario.num_entities - scenario.num_agents
+    prey = FleeingPrey(num_obstacles=len(scenario.indices("obstacle")), num_landmarks=landmarks, dtype=dtype)
+    return envs.make(task_id, num_envs, dtype=dtype, opponent=prey if scenario.has_prey else None)
 
 
 def drawn(task_id: str, count: int, span: float) -> ParticleState:
     """Random states, everybody within a box of that half width."""
-    kind, source = SCENARIOS[task_id], torch.Generator().manual_seed(3)
+    scenario, source = SCENARIOS[task_id], torch.Generator().manual_seed(3)
 
     def box(*shape: int) -> Tensor:
         return span * (2.0 * torch.rand(*shape, generator=source, dtype=torch.float64) - 1.0)
 
     return ParticleState(
-        positions=box(count, kind.num_entities, 2),
-        velocities=box(count, kind.num_agents, 2),
+        positions=box(count, scenario.num_entities, 2),
+        velocities=box(count, scenario.num_agents, 2),
         steps=torch.arange(count) % 25,
     )
 
@@ -48,8 +48,8 @@ def test_a_state_comes_back_from_its_observations(task_id: str, span: float) -> 
     """Catches an offset read from the wrong entry, a prey or landmark nobody placed, and steps that are lost: crowded,
     usual and far-flung states. Through float32, as data are stored, only its rounding may be lost."""
     state, env = drawn(task_id, 50, span), make(task_id, 50)
-    seen = env.set_state(state).observations
-    for observations, room in ((seen, 1e-13), (seen.float(), 1.5e-7)):
+    observed = env.set_state(state).observations
+    for observations, room in ((observed, 1e-13), (observed.float(), 1.5e-7)):
         found = state_from_observations(SCENARIOS[task_id], observations, state.steps)
         assert found.positions.dtype == torch.float64 and torch.equal(found.steps, state.steps)
         torch.testing.assert_close(found.positions, state.positions, rtol=0.0, atol=room * max(1.0, span))
@@ -78,14 +78,14 @@ def test_contradicting_views_are_not_reproduced(task_id: str) -> None:
     """Catches a state read from one agent alone, which hides that another saw something else: whichever entry that
     others know too is moved, the restored moment looks otherwise there than what was given."""
     env = make(task_id, 1)
-    seen = env.set_state(drawn(task_id, 1, 0.6)).observations
+    observed = env.set_state(drawn(task_id, 1, 0.6)).observations
     views = observation_matrix(SCENARIOS[task_id])
     known_alone = (torch.eye(len(views), dtype=torch.float64) - views @ torch.linalg.pinv(views)).diagonal() < 1e-9
     assert known_alone.view(3, -1)[:, 2:].any().item() is False  # all but own velocities, which nobody else sees
     for entry in (~known_alone).nonzero()[:, 0].tolist():
-        moved = seen.clone().view(1, -1)
+        moved = observed.clone().view(1, -1)
         moved[0, entry] += 0.1
-        given = moved.view_as(seen)
+        given = moved.view_as(observed)
         difference = env.restore(given, None, torch.zeros(1, dtype=torch.int64)).observations - given
         assert difference.flatten()[entry].abs() > 0.02 or difference.abs().max() > 1.0  # a flag is 0 or 2 off
 
@@ -96,8 +96,8 @@ def test_the_recorded_episodes_come_back(golden_folder: Path) -> None:
         for task_id in TASKS:
             for index in range(3):
                 name = f"{task_id.partition('/')[2]}/{index}"
-                seen = torch.from_numpy(file[f"{name}/observations"])
-                found = state_from_observations(SCENARIOS[task_id], seen, torch.arange(len(seen)))
+                observed = torch.from_numpy(file[f"{name}/observations"])
+                found = state_from_observations(SCENARIOS[task_id], observed, torch.arange(len(observed)))
                 np.testing.assert_allclose(found.positions, file[f"{name}/positions"], rtol=0.0, atol=1e-12)
                 np.testing.assert_allclose(found.velocities, file[f"{name}/velocities"], rtol=0.0, atol=1e-12)
 
@@ -105,17 +105,17 @@ def test_the_recorded_episodes_come_back(golden_folder: Path) -> None:
 @pytest.mark.parametrize("task_id", TASKS)
 def test_what_tells_of_the_opponent(task_id: str) -> None:
     """Catches entries of the prey left out, or others taken for the prey's: those that move when it alone is moved."""
-    env, kind = make(task_id, 2), SCENARIOS[task_id]
-    if not kind.has_prey:
-        assert env.opponent_entries is None and not opponent_entries(kind).any()
+    env, scenario = make(task_id, 2), SCENARIOS[task_id]
+    if not scenario.has_prey:
+        assert env.opponent_entries is None and not opponent_entries(scenario).any()
         return
     state = drawn(task_id, 2, 0.3)
     state.positions[1], state.velocities[1] = state.positions[0], state.velocities[0]
     state.positions[1, 3] += 5.0
     state.velocities[1, 3] += 5.0
-    seen = env.set_state(state).observations
+    observed = env.set_state(state).observations
     entries = env.opponent_entries
-    assert entries is not None and torch.equal(entries, seen[0] != seen[1])
+    assert entries is not None and torch.equal(entries, observed[0] != observed[1])
 
 
 def test_what_cannot_be_restored_is_refused() -> None:

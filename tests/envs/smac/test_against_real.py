@@ -43,8 +43,11 @@ def restored(env: SmacEnv, source: np.random.Generator) -> BattleState:
 
     x, y = draw(0.0, 32.0), draw(0.0, 32.0)
     close = torch.arange(shape[1]) % 3 > 0  # two thirds fight in a crowd, one third of all on whole coordinates
-    x, y = (torch.where(close, 8.0 + place / 2.4, place) for place in (x, y))
-    x, y = (torch.where(torch.arange(shape[1]) % 3 == 1, place.round().clamp(max=31.0), place) for place in (x, y))
+    x, y = (torch.where(close, 8.0 + coordinate / 2.4, coordinate) for coordinate in (x, y))
+    x, y = (
+        torch.where(torch.arange(shape[1]) % 3 == 1, coordinate.round().clamp(max=31.0), coordinate)
+        for coordinate in (x, y)
+    )
     health = draw(1.0, 1.0) * (draw(0.01, 1.0) * env.army.max_health)
     health[torch.tensor(source.uniform(size=shape)) < 0.25] = 0.0
     health[:agents, :4] = 0.0
@@ -136,15 +139,15 @@ def test_features(name: str) -> None:
     state = restored(env, source)
     step, real = env.set_state(state), real_env(env)
     assert step.action_mask is not None and step.state is not None
-    seen = 0
+    observed = 0
     for column in range(SAMPLES):
         restore(real, env, state, column)
         mask, observations = np.array(real.get_avail_actions(), dtype=bool), np.array(real.get_obs())
         assert np.array_equal(step.action_mask[column], mask), f"legal actions of sample {column}"
         assert np.abs(step.observations[column].numpy() - observations).max() <= 1e-6, f"observation {column}"
         assert np.abs(step.state[column].numpy() - real.get_state()).max() <= 1e-6, f"state of sample {column}"
-        seen += int(mask[:, 6:].sum())
-    assert seen > 0, "nobody had a target"
+        observed += int(mask[:, 6:].sum())
+    assert observed > 0, "nobody had a target"
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -160,7 +163,7 @@ def test_rewards_and_ends(name: str) -> None:
     health = torch.where(lived & (before.battle.health == 0), env.army.max_health, before.battle.health)
     shield = torch.where(health > 0, before.battle.shield, 0.0)
     before = dataclasses.replace(before, battle=dataclasses.replace(before.battle, health=health, shield=shield))
-    paid = damage_reward(before.battle.health, before.battle.shield, after.battle, env.spec.num_agents)
+    reward = damage_reward(before.battle.health, before.battle.shield, after.battle, env.spec.num_agents)
     step, real = env.set_state(after), real_env(env)
     codes = set()
     for column in range(SAMPLES):
@@ -168,7 +171,7 @@ def test_rewards_and_ends(name: str) -> None:
         living = [unit for unit in real_units(env, after.battle, column) if unit.health > 0]
         real._obs = SimpleNamespace(observation=SimpleNamespace(raw_data=SimpleNamespace(units=living)))
         code = real.update_units()
-        assert float(paid[column]) == pytest.approx(real.reward_battle(), abs=1e-3), f"reward of sample {column}"
+        assert float(reward[column]) == pytest.approx(real.reward_battle(), abs=1e-3), f"reward of sample {column}"
         assert bool(step.terminated[column]) == (code is not None), f"end of sample {column}"
         assert bool(step.won[column]) == (code == 1), f"victory of sample {column}"
         codes.add(code)

@@ -525,9 +525,9 @@ def test_the_colossus_sweeps_a_line() -> None:
 def test_acquisition() -> None:
     """Catches another scan range: max(5, weapon) and both radii, so 5.75 between marines, 7 for stalker and marine."""
     for enemy, reach in (("marine", 5.75), ("stalker", 7.0), ("zealot", 5.875), ("zergling", 5.75)):
-        for gap, seen in ((-0.02, True), (0.02, False)):
+        for gap, states in ((-0.02, True), (0.02, False)):
             fight = Fight([("marine", 10, 16)], [(enemy, 10 + reach + gap, 16)]).order(STOP).loop()
-            assert (fight.battle.target[1, 0] == 0) == seen, f"{enemy} at {reach + gap}"
+            assert (fight.battle.target[1, 0] == 0) == states, f"{enemy} at {reach + gap}"
 
 
 def test_targets_are_kept_then_the_nearest_is_next() -> None:
@@ -611,8 +611,8 @@ def contact_shares(battle: Battle, pushes: Tensor) -> Tensor:
 
 def test_a_heap_comes_apart() -> None:
     """Catches units that stay inside each other, and a push that throws them across the map."""
-    places = [("marine", 15 + 0.11 * (i % 3), 15 + 0.13 * (i // 3)) for i in range(9)]
-    fight = Fight(places, [("spine_crawler", 28, 28)])
+    positions = [("marine", 15 + 0.11 * (i % 3), 15 + 0.13 * (i // 3)) for i in range(9)]
+    fight = Fight(positions, [("spine_crawler", 28, 28)])
     for _ in range(8):
         fight.step(*[STOP] * 9)
     assert float(contact_shares(fight.battle, fight.army.pushes).min()) > 0.95
@@ -656,13 +656,13 @@ def test_nobody_leaves_the_ground(name: str) -> None:
 def test_units_do_not_stay_inside_each_other(name: str) -> None:
     """Catches crowds that collapse into a point, which no one could fight in: a pair is closer than half its contact
     distance for three steps on end in fewer than one of a thousand cases."""
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
 
     def keep(env: SmacEnv) -> None:
-        seen.append(contact_shares(env.battle_state.battle, env.army.pushes) < 0.5)
+        states.append(contact_shares(env.battle_state.battle, env.army.pushes) < 0.5)
 
     random_play(name, 8, 30, keep)
-    stuck = [a & b & c for a, b, c in zip(seen, seen[1:], seen[2:], strict=False)]
+    stuck = [a & b & c for a, b, c in zip(states, states[1:], states[2:], strict=False)]
     assert float(torch.stack(stuck).float().mean()) < 1e-3
 
 
@@ -703,8 +703,8 @@ def test_real_steps_in_the_state() -> None:
     steps = [env.reset([0])]
     for actions in ((EAST, NORTH, EAST), (EAST, EAST, EAST)):
         steps.append(env.step(torch.tensor([actions])))
-    seen = [float(step.state[0, 2]) for step in steps if step.state is not None]
-    assert seen == pytest.approx([-0.25, -0.20982143, -0.16964285], abs=1e-6)
+    states = [float(step.state[0, 2]) for step in steps if step.state is not None]
+    assert states == pytest.approx([-0.25, -0.20982143, -0.16964285], abs=1e-6)
 
 
 def test_real_first_damage() -> None:
@@ -727,7 +727,7 @@ def test_real_first_damage() -> None:
 def test_real_rewards() -> None:
     """Catches any other damage, kill bonus or scale: per step 6 a + 13 b with a + b marines firing, and 200 on top."""
     env, source = SmacEnv("smac/3m", 256), torch.Generator().manual_seed(0)
-    step, seen = env.reset(range(256)), set()
+    step, states = env.reset(range(256)), set()
     while not bool(step.finished.all()):
         assert step.action_mask is not None
         weights = torch.rand(step.action_mask.shape, generator=source)
@@ -739,9 +739,9 @@ def test_real_rewards() -> None:
         assert step.won is not None
         damage = raw - 200.0 * step.won[~before.finished]
         assert torch.allclose(damage, damage.round(), atol=2e-3)
-        seen |= set(damage.round().int().tolist())
-    assert seen <= {6 * a + 13 * b for a in range(4) for b in range(4 - a)}
-    assert {0, 6, 12, 13, 19} <= seen
+        states |= set(damage.round().int().tolist())
+    assert states <= {6 * a + 13 * b for a in range(4) for b in range(4 - a)}
+    assert {0, 6, 12, 13, 19} <= states
 
 
 def test_the_real_last_decision() -> None:

@@ -98,9 +98,11 @@ def test_recorded_features(recorded: Callable[[str], dict[str, np.ndarray]], nam
     health = torch.cat([golden["next_ally_health"], golden["next_enemy_health"]], 1).t().float()
     shield = torch.cat([golden["next_ally_shield"], golden["next_enemy_shield"]], 1).t().float()
     after = dataclasses.replace(env.battle_state.battle, health=health, shield=shield)
-    paid = damage_reward(both("health"), both("shield"), after, agents)  # the recording leaves the bonus of a win out
-    assert float((paid - golden["reward_unscaled"]).abs().max()) <= 1e-3
-    assert float((paid * env._scale - golden["reward"]).abs().max()) <= 1e-4
+    received = damage_reward(
+        both("health"), both("shield"), after, agents
+    )  # the recording leaves the bonus of a win out
+    assert float((received - golden["reward_unscaled"]).abs().max()) <= 1e-3
+    assert float((received * env._scale - golden["reward"]).abs().max()) <= 1e-4
     assert 20.0 / env._scale == pytest.approx(int(golden["max_reward"]))
 
 
@@ -342,11 +344,11 @@ class Conservation:
         assert bool(mask[..., 0].eq(dead).all()) and not bool(mask[..., 1:][dead].any())
         assert not bool(step.observations[dead].any())
         assert bool(mask.any(-1).all())
-        over = before.finished
+        ended = before.finished
         for name in ("x", "y", "health", "shield", "energy", "cooldown"):
-            assert torch.equal(getattr(new, name)[:, over], getattr(old, name)[:, over]), f"{name} of a finished row"
-        assert not bool(step.rewards[over].any()) and torch.equal(step.observations[over], before.observations[over])
-        assert torch.equal(won_of(step)[over], won_of(before)[over])
+            assert torch.equal(getattr(new, name)[:, ended], getattr(old, name)[:, ended]), f"{name} of a finished row"
+        assert not bool(step.rewards[ended].any()) and torch.equal(step.observations[ended], before.observations[ended])
+        assert torch.equal(won_of(step)[ended], won_of(before)[ended])
 
     def rewards(self, old: Battle, new: Battle, before: TimeStep, step: TimeStep) -> None:
         """Reward = |lost health and shields of enemies that lived + 10 per kill| and 200 for a win, scaled."""

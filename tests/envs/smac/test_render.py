@@ -16,15 +16,15 @@ from marl_flow.interfaces import UserError
 SIZE = 800  # large enough for bars of several pixels
 
 
-def restored(name: str, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> SmacEnv:
+def restored(name: str, positions: dict[int, tuple[float, float]], **values: dict[int, float]) -> SmacEnv:
     """A map's first battle (row 1 of two) with the named units at places and everybody else dead, far away."""
     env = SmacEnv(f"smac/{name}", 2)
     env.reset([0, 1])
     state = env.battle_state
     for unit in range(env.army.num_units):
-        x, y = places.get(unit, (1000.0 + unit, 1000.0))
+        x, y = positions.get(unit, (1000.0 + unit, 1000.0))
         state.battle.x[unit, 1], state.battle.y[unit, 1] = x, y
-        state.battle.health[unit, 1] *= unit in places
+        state.battle.health[unit, 1] *= unit in positions
     for column, entries in values.items():
         for unit, value in entries.items():
             getattr(state.battle, column)[unit, 1] = value
@@ -63,11 +63,11 @@ def test_walls_are_dark_where_they_are(name: str) -> None:
 
 def test_units_are_where_they_are() -> None:
     """Catches a flipped axis, another row's picture, sides in each other's colours, other radii, and dead units."""
-    places = {0: (10.0, 12.0), 2: (15.0, 20.0), 3: (24.0, 19.0)}
-    picture = restored("3m", places, x={4: 20.0}, y={4: 10.0}).render(1, SIZE)
+    positions = {0: (10.0, 12.0), 2: (15.0, 20.0), 3: (24.0, 19.0)}
+    picture = restored("3m", positions, x={4: 20.0}, y={4: 10.0}).render(1, SIZE)
     assert is_near(colour_at(picture, "3m", 19.75, 9.9), FLOOR)  # where somebody died
     assert picture.shape == (SIZE, SIZE, 3) and picture.dtype == np.uint8
-    for unit, (x, y) in places.items():
+    for unit, (x, y) in positions.items():
         for off_x, off_y in ((-0.27, -0.12), (0.27, -0.12)):  # beside the number, below the bars
             assert is_near(colour_at(picture, "3m", x + off_x, y + off_y), ALLY if unit < 3 else ENEMY), unit
         for off_x, off_y in ((-0.5, 0.0), (0.0, -0.5)):
@@ -83,10 +83,10 @@ def test_bars_shrink() -> None:
     for health, shield in ((1.0, 1.0), (0.5, 0.25), (0.25, 0.75)):
         env = restored("2s3z", {0: (x, y), 5: (25.0, 12.0)}, health={0: 80 * health}, shield={0: 80 * shield})
         picture = env.render(1, SIZE)
-        for height, share, colour in ((y + radius, health, HEALTH), (y + radius + 0.15, shield, SHIELD)):
+        for height, fraction, colour in ((y + radius, health, HEALTH), (y + radius + 0.15, shield, SHIELD)):
             for part in (0.1, 0.4, 0.6, 0.9):
-                seen = colour_at(picture, "2s3z", x - radius + 2 * radius * part, height)
-                assert is_near(seen, colour if part < share else SPENT), (health, shield, part)
+                observed = colour_at(picture, "2s3z", x - radius + 2 * radius * part, height)
+                assert is_near(observed, colour if part < fraction else SPENT), (health, shield, part)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_bars_shrink() -> None:
 )
 def test_shots_are_lines(column: str, value: float, shown: bool) -> None:
     """Catches shots that are not shown, drawn to somebody else, or shown long after they were taken."""
-    places = {0: (10.0, 12.0), 3: (14.0, 20.0), 4: (15.0, 12.0)}
-    env = restored("3m", places, **{"target": {0: 4}, column: {0: value}})
+    positions = {0: (10.0, 12.0), 3: (14.0, 20.0), 4: (15.0, 12.0)}
+    env = restored("3m", positions, **{"target": {0: 4}, column: {0: value}})
     picture = env.render(1, SIZE)
-    for share in (0.3, 0.5, 0.7):
-        assert is_near(colour_at(picture, "3m", 10.0 + 5 * share, 12.0), ALLY_SHOT) == shown
-        assert not is_near(colour_at(picture, "3m", 10.0 + 4 * share, 12.0 + 8 * share), ALLY_SHOT)
+    for fraction in (0.3, 0.5, 0.7):
+        assert is_near(colour_at(picture, "3m", 10.0 + 5 * fraction, 12.0), ALLY_SHOT) == shown
+        assert not is_near(colour_at(picture, "3m", 10.0 + 4 * fraction, 12.0 + 8 * fraction), ALLY_SHOT)
 
 
 def test_heals_are_lines_of_their_own() -> None:

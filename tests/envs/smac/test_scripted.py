@@ -45,15 +45,17 @@ def test_some_script_wins_some_battles(name: str, script: str) -> None:
     assert 0 < int(step.won.sum()) < 256
 
 
-def facing(name: str, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> tuple[SmacEnv, TimeStep]:
+def facing(
+    name: str, positions: dict[int, tuple[float, float]], **values: dict[int, float]
+) -> tuple[SmacEnv, TimeStep]:
     """One battle with the named units at places and the others dead."""
     env = SmacEnv(f"smac/{name}", 1)
     env.reset([0])
     state = env.battle_state
     for unit in range(env.army.num_units):
-        x, y = places.get(unit, (OFF_MAP + unit, OFF_MAP))
+        x, y = positions.get(unit, (OFF_MAP + unit, OFF_MAP))
         state.battle.x[unit], state.battle.y[unit] = x, y
-        state.battle.health[unit] *= unit in places
+        state.battle.health[unit] *= unit in positions
     for column, entries in values.items():
         for unit, value in entries.items():
             getattr(state.battle, column)[unit] = value
@@ -91,8 +93,8 @@ def test_kiting_steps_back_while_it_reloads() -> None:
 
 def test_medivacs_heal_the_worst_hurt() -> None:
     """Catches medivacs that heal the dead or each other's way, attack, or stay behind."""
-    places = {0: (10, 16), 2: (11, 16), 3: (12, 16), 9: (9, 16), 12: (15, 16)}
-    env, step = facing("MMM", places, health={0: 60, 2: 20, 3: 30})
+    positions = {0: (10, 16), 2: (11, 16), 3: (12, 16), 9: (9, 16), 12: (15, 16)}
+    env, step = facing("MMM", positions, health={0: 60, 2: 20, 3: 30})
     assert chosen(env, "nearest", step)[0, 9] == ATTACK + 2  # 20/45 is less than 60/125 and 30/45
     env, step = facing("MMM", {2: (20, 16), 9: (9, 16), 12: (25, 16)})
     assert chosen(env, "nearest", step)[0, 9] == EAST

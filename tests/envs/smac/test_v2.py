@@ -50,7 +50,7 @@ def waiting(step: TimeStep) -> Tensor:
 
 
 def names(env: SmacV2Env, row: int = 0) -> list[str]:
-    return [TYPES[kind] for kind in env.army.types[:, row].tolist()]
+    return [TYPES[unit_type] for unit_type in env.army.types[:, row].tolist()]
 
 
 def env_with(task: str, fits: Callable[[list[str]], bool], *, conic_fov: bool = False) -> SmacV2Env:
@@ -63,12 +63,12 @@ def env_with(task: str, fits: Callable[[list[str]], bool], *, conic_fov: bool = 
     raise AssertionError("no such team among 2000")
 
 
-def restored(env: SmacV2Env, places: dict[int, tuple[float, float]], **values: dict[int, float]) -> TimeStep:
+def restored(env: SmacV2Env, positions: dict[int, tuple[float, float]], **values: dict[int, float]) -> TimeStep:
     """The units at their places, all others dead; further fields of the battle by unit."""
     battle = env.battle_state.battle
     x, y = (OFF_MAP + 10.0 * torch.arange(len(battle.x), dtype=torch.float32)[:, None] for _ in range(2))
     health = torch.zeros_like(x)
-    for unit, (to_x, to_y) in places.items():
+    for unit, (to_x, to_y) in positions.items():
         x[unit], y[unit], health[unit] = to_x, to_y, env.army.max_health[unit]
     fields = {"x": x, "y": y, "health": health, "goal_x": x.clone(), "goal_y": y.clone()}
     fields["shield"] = torch.where(health > 0, env.army.max_shield, 0.0)
@@ -150,7 +150,7 @@ def test_contract(task: str, conic_fov: bool) -> None:
 # What is drawn
 
 
-def share(types: Tensor, name: str) -> float:
+def fraction(types: Tensor, name: str) -> float:
     return float((types == TYPES.index(name)).double().mean())
 
 
@@ -164,9 +164,9 @@ def test_teams(race: str) -> None:
     common, _, rare = UNIT_TYPES[race]
     lonely = rare in tasks.SMACV2_TEAMS[race].never_alone
     for name, weight in zip(UNIT_TYPES[race], WEIGHTS, strict=True):
-        assert share(ours, name) == pytest.approx(weight, abs=0.005)
+        assert fraction(ours, name) == pytest.approx(weight, abs=0.005)
         expected = (0.0 if name == rare else 0.5) if lonely else weight
-        assert share(surplus, name) == pytest.approx(expected, abs=0.015)
+        assert fraction(surplus, name) == pytest.approx(expected, abs=0.015)
     same = (ours[:-1] == ours[1:]).double().mean()
     assert float(same) == pytest.approx(sum(weight**2 for weight in WEIGHTS), abs=0.005)
     pairs = draw_teams(torch.arange(20000), race, 2, 2)[:2]
@@ -214,8 +214,8 @@ def test_everybody_finds_a_free_place() -> None:
         types = draw_teams(seeds, race, 10, 10)
         wanted = draw_positions(seeds, 10, 10)
         x, y = place_teams(types, *wanted, 10, BOX)
-        for place in (x, y):
-            assert bool(((place >= 2.0) & (place <= 29.999)).all())
+        for position in (x, y):
+            assert bool(((position >= 2.0) & (position <= 29.999)).all())
         separation = torch.tensor([UNITS[name].separation for name in TYPES])[types]
         layer = torch.tensor([2 * UNITS[name].air + UNITS[name].walks_over for name in TYPES])[types]
         gap = (x[:, None] - x[None]).hypot(y[:, None] - y[None])
@@ -280,8 +280,8 @@ def test_ranges(name: str) -> None:
         slot += other
     for range_, inside, outside in ((SHOOT[name], 0.0, 0.01), (SIGHT[name], -0.01, 0.0)):
         for gap, is_in in ((range_ + inside, True), (range_ + outside, False)):
-            places = {agent: (10.0, 10.0), target: (10.0 + gap, 10.0), 9: (29.0, 29.0)}
-            step = restored(env, places | ({5: (10.0 + gap, 10.0)} if target != 5 else {}))
+            positions = {agent: (10.0, 10.0), target: (10.0 + gap, 10.0), 9: (29.0, 29.0)}
+            step = restored(env, positions | ({5: (10.0 + gap, 10.0)} if target != 5 else {}))
             assert step.action_mask is not None
             if range_ == SHOOT[name]:
                 assert bool(step.action_mask[0, agent, slot]) is is_in
@@ -389,9 +389,9 @@ def test_medivacs_alone_are_beaten() -> None:
         ([], [], True, False),
         ([fighter], [], True, True),
     )
-    for allies, enemies, over, won in cases:
+    for allies, enemies, ended, won in cases:
         step = restored(env, {unit: (4.0 + 2.0 * unit, 16.0) for unit in (*allies, *enemies)})
-        assert (bool(step.terminated[0]), bool(step.won[0])) == (over, won)  # type: ignore[index]
+        assert (bool(step.terminated[0]), bool(step.won[0])) == (ended, won)  # type: ignore[index]
 
 
 # Cones of view
@@ -412,15 +412,15 @@ def test_cones() -> None:
             (180.0, False),
         ):
             angle = math.radians(30.0 * turn + degrees)
-            place = (16.0 + 4.0 * math.cos(angle), 16.0 + 4.0 * math.sin(angle))
-            restored(env, {0: (16.0, 16.0), 1: place, 5: place})
+            position = (16.0 + 4.0 * math.cos(angle), 16.0 + 4.0 * math.sin(angle))
+            restored(env, {0: (16.0, 16.0), 1: position, 5: position})
             step = env.set_state(dataclasses.replace(env.battle_state, facing=torch.full((5, 1), turn)))
             assert step.action_mask is not None and step.state is not None
             assert bool(step.action_mask[0, 0, 18]) is inside and bool(step.action_mask[0, 0, 6:18].all())
             assert bool(step.observations[0, 0, 5] > 0) is inside  # distance of the first enemy
             assert bool(step.observations[0, 0, 4 + 40]) is inside  # the first friend
-            way = pytest.approx([math.cos(math.radians(30 * turn)), math.sin(math.radians(30 * turn))], abs=1e-6)
-            assert step.observations[0, 0, -5:-3].tolist() == way and step.state[0, 4:6].tolist() == way
+            direction = pytest.approx([math.cos(math.radians(30 * turn)), math.sin(math.radians(30 * turn))], abs=1e-6)
+            assert step.observations[0, 0, -5:-3].tolist() == direction and step.state[0, 4:6].tolist() == direction
     assert not bool(step.action_mask[0, 2, 6:18].any())  # the dead do not turn
 
 

@@ -44,8 +44,10 @@ def restored(env: SmacV2Env, source: np.random.Generator) -> BattleState:
         return torch.tensor(source.uniform(low, high, size=shape), dtype=torch.float32)
 
     third = torch.arange(shape[1]) % 3
-    x, y = (torch.where(third > 0, 8.0 + place / 2.4, place) for place in (draw(0.0, 32.0), draw(0.0, 32.0)))
-    x, y = (torch.where(third == 1, place.round().clamp(max=31.0), place) for place in (x, y))
+    x, y = (
+        torch.where(third > 0, 8.0 + coordinate / 2.4, coordinate) for coordinate in (draw(0.0, 32.0), draw(0.0, 32.0))
+    )
+    x, y = (torch.where(third == 1, coordinate.round().clamp(max=31.0), coordinate) for coordinate in (x, y))
     health = (draw(0.0, 1.0) * env.army.max_health).clamp_min(0.5)
     health[draw(0.0, 1.0) < 0.25] = 0.0
     others = ~env.army.heals
@@ -143,23 +145,23 @@ def test_features(task: str, conic_fov: bool) -> None:
     assert step.action_mask is not None and step.state is not None
     assert real.get_env_info()["n_actions"] == env.spec.action.size
     if conic_fov:
-        real.is_position_in_cone = lambda agent, place, range="sight_range": cone(real, agent, place, range)
-    seen = 0
+        real.is_position_in_cone = lambda agent, coordinate, range="sight_range": cone(real, agent, coordinate, range)
+    observed = 0
     for column in range(SAMPLES):
         restore(real, env, state, column)
         mask, observations = np.array(real.get_avail_actions(), dtype=bool), np.array(real.get_obs())
         assert np.array_equal(step.action_mask[column], mask), f"legal actions of sample {column}"
         assert np.abs(step.observations[column].numpy() - observations).max() <= 1e-6, f"observation {column}"
         assert np.abs(step.state[column].numpy() - real.get_state()).max() <= 1e-6, f"state of sample {column}"
-        seen += int(mask[:, -env.map.num_enemies :].sum())
-    assert seen > 0, "nobody had a target"
+        observed += int(mask[:, -env.map.num_enemies :].sum())
+    assert observed > 0, "nobody had a target"
 
 
-def cone(real: Any, agent: int, place: Any, range_: str) -> bool:
+def cone(real: Any, agent: int, coordinate: Any, range_: str) -> bool:
     """What the package means by a cone: in range, and within 15 degrees of the direction. Here the edge counts, on
     which diagonals lie."""
     unit = real.agents[agent]
-    x, y = place.x - unit.pos.x, place.y - unit.pos.y
+    x, y = coordinate.x - unit.pos.x, coordinate.y - unit.pos.y
     distance, most = np.hypot(x, y), {"sight_range": real.unit_sight_range, "shoot_range": real.unit_shoot_range}
     way = real.fov_directions[agent]
     near = distance < most[range_](agent) if range_ == "sight_range" else distance <= most[range_](agent)
@@ -181,9 +183,9 @@ def test_cones() -> None:
             for enemy in real.enemies.values():
                 x, y = enemy.pos.x - unit.pos.x, enemy.pos.y - unit.pos.y
                 if abs(way[0]) > 0.1 and abs(way[1]) > 0.1 and x * way[0] > 0 and abs(x) != abs(y):
-                    found = bool(real.is_position_in_cone(agent, enemy.pos))
-                    assert found == cone(real, agent, enemy.pos, "sight_range")
-                    inside, outside = inside + found, outside + (not found)
+                    expected = bool(real.is_position_in_cone(agent, enemy.pos))
+                    assert expected == cone(real, agent, enemy.pos, "sight_range")
+                    inside, outside = inside + expected, outside + (not expected)
     assert inside > 10 and outside > 100
 
 
@@ -198,7 +200,7 @@ def test_rewards_and_ends(task: str) -> None:
     health = torch.where(lived & (before.battle.health == 0), env.army.max_health, before.battle.health)
     shield = torch.where(health > 0, before.battle.shield, 0.0)
     before = dataclasses.replace(before, battle=dataclasses.replace(before.battle, health=health, shield=shield))
-    paid = env._reward(health, shield, after.battle)
+    reward = env._reward(health, shield, after.battle)
     step, real = env.set_state(after), real_env(env)
     assert step.won is not None
     codes = set()
@@ -207,9 +209,9 @@ def test_rewards_and_ends(task: str) -> None:
         living = [unit for unit in real_units(env, after.battle, column) if unit.health > 0]
         real._obs = SimpleNamespace(observation=SimpleNamespace(raw_data=SimpleNamespace(units=living)))
         code = real.update_units()
-        assert float(paid[column]) == pytest.approx(real.reward_battle(), abs=1e-3), f"reward of sample {column}"
+        assert float(reward[column]) == pytest.approx(real.reward_battle(), abs=1e-3), f"reward of sample {column}"
         assert bool(step.terminated[column]) == (code is not None), f"end of sample {column}"
         assert bool(step.won[column]) == (code == 1), f"victory of sample {column}"
         codes.add(code)
     assert codes >= {1, -1, None}
-    assert float(paid.min()) == 0.0 or task.startswith("terran")  # who regains more than it loses pays nothing
+    assert float(reward.min()) == 0.0 or task.startswith("terran")  # who regains more than it loses pays nothing
