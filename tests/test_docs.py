@@ -43,7 +43,7 @@ SMALLER = (
     (re.compile(r"--episodes \d+"), "--episodes 4"),
 )
 """What is replaced in console commands, so that they take a moment. `train` gets a budget where it names none."""
-DATASET = "mpe/simple_spread/expert"
+DATASETS = ("mpe/simple_spread/expert", "mpe/simple_tag/medium")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARL_FLOW_DATA", str(root))
-        build_dataset(DATASET, episodes=40)
+        for name in DATASETS:
+            build_dataset(name, episodes=40)
     return root
 
 
