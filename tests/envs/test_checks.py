@@ -202,7 +202,7 @@ BROKEN = {
     "rewards is not finite": altered(
         Drift, time_step=time_step_with(lambda e, s: {"rewards": late(e, s.rewards, s.rewards / 0)})
     ),
-    "without a legal action": altered(
+    "has no legal action for some agent": altered(
         Choices, time_step=time_step_with(lambda e, s: {"action_mask": s.action_mask & ~e.over[:, None, None]})
     ),
     "remain from the last episode": altered(Drift, time_step=time_step_with(lambda e, s: {"rewards": s.rewards + 1.0})),
