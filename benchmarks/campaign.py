@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marl_flow import training
 from marl_flow.benchmarks import report
-from marl_flow.benchmarks.table import TableRow
+from marl_flow.benchmarks.rows import TableRow
 from marl_flow.commands import data, evaluate, train, workers
 from marl_flow.commands.evaluate import EvalConfig
 from marl_flow.commands.train import Run

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from marl_flow.benchmarks import suite
+from marl_flow.benchmarks.rows import TableRow, label
 from marl_flow.benchmarks.scores import normalized_score, raw_return
-from marl_flow.benchmarks.table import TableRow, label
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by all common kinds of colour vision."""

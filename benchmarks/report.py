@@ -19,7 +19,7 @@ from typing import Any
 from marl_flow import results
 from marl_flow.benchmarks import scores, suite
 from marl_flow.benchmarks.figures import plot
-from marl_flow.benchmarks.table import TableRow, beats, by_data, data_title, label, table_rows
+from marl_flow.benchmarks.rows import TableRow, beats, by_data, data_title, label, table_rows
 from marl_flow.interfaces import UserError
 
 log = logging.getLogger(__name__)

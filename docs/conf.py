@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import marl_flow
 
 project = "marl_flow"
@@ -27,3 +29,20 @@ html_theme = "furo"
 html_title = "marl_flow"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+
+
+def mark_code(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Makes indented blocks of docstrings, which are code and drawings, literal blocks; elsewhere | is a plain |."""
+    marked: list[str] = []
+    inside = False
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and not inside and marked and not marked[-1]:
+            marked += ["::", ""]
+        inside = indented or (inside and not line)
+        marked.append(line if inside else line.replace("|", r"\|"))
+    lines[:] = marked
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", mark_code)

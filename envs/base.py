@@ -69,7 +69,7 @@ class BaseEnv:
         return actions
 
     def _check_discrete(self, actions: Tensor, legal: Tensor, ignored: Tensor | None = None) -> Tensor:
-        """Integer actions [E, N] as int64, all legal [E, N, A] bool; in rows `ignored` [E] bool any of the A."""
+        """Integer actions [E, N] as int64, all legal [E, N, A] bool; rows `ignored` [E] bool may hold any of the A."""
         spec, shape = self._spec, (self._num_envs, self._spec.num_agents)
         is_integer = not (actions.is_floating_point() or actions.is_complex() or actions.dtype == torch.bool)
         if not is_integer or tuple(actions.shape) != shape or actions.device != self._device:

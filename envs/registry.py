@@ -18,8 +18,6 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor
 from marl_flow import tasks
 from marl_flow.envs.base import check_num_envs, refuse_opponent
 from marl_flow.interfaces import Policy, TaskSpec, TimeStep, UserError, VectorEnv
+from marl_flow.plugins import load_object, offered_names, offered_reference
 
 if TYPE_CHECKING:
     from pettingzoo import ParallelEnv
@@ -71,39 +70,20 @@ def load_factory(reference: str) -> str:
 
 def names() -> tuple[str, ...]:
     """Ids of all tasks that are registered or installed from other packages."""
-    return tuple(dict.fromkeys([*_registered, *(point.name for point in entry_points(group=GROUP))]))
+    return tuple(dict.fromkeys([*_registered, *offered_names(GROUP)]))
 
 
 def find(task_id: str) -> Factory | None:
     """The factory of a task id, registered ones first; None if there is none."""
     if task_id in _registered:
         return _registered[task_id]
-    points = list(entry_points(group=GROUP, name=task_id))
-    values = sorted({point.value for point in points})
-    if len(values) > 1:
-        raise UserError(f"task {task_id} is an entry point of several packages ({', '.join(values)}); uninstall one")
-    return resolve(values[0]) if values else None
+    reference = offered_reference(GROUP, task_id)
+    return None if reference is None else resolve(reference)
 
 
 def resolve(reference: str) -> Factory:
     """The callable that `module:factory` names, by importing the module."""
-    module_name, _, attribute = reference.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f"expected module:factory such as mygame.tasks:make_duel, got {reference!r}")
-    try:
-        factory: Any = import_module(module_name)
-    except ImportError as error:
-        raise UserError(
-            f"{reference}: cannot import the module {module_name} ({error}); install its package, or run in the folder "
-            "that holds it"
-        ) from error
-    for name in attribute.split("."):
-        if not hasattr(factory, name):
-            known = [key for key, value in vars(factory).items() if callable(value) and not key.startswith("_")]
-            raise UserError(
-                f"{reference}: the module has no attribute {name}; its callables are {', '.join(known[:12]) or 'none'}"
-            )
-        factory = getattr(factory, name)
+    factory = load_object(reference, example="mygame.tasks:make_duel")
     if not callable(factory):
         raise UserError(f"{reference}: expected a callable factory, got {factory!r}")
     return factory

@@ -20,7 +20,6 @@ Methods that train in several steps override `update`, those that plan or rememb
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -31,6 +30,7 @@ from marl_flow import seeding
 from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, Policy, TaskSpec, UserError, WindowSpec
 from marl_flow.module_state import pack_state, unpack_state
 from marl_flow.normalize import Normalizers
+from marl_flow.plugins import offered_reference
 from marl_flow.policies import OnePassPolicy
 
 ENTRY_POINTS = "marl_flow.algorithms"
@@ -41,13 +41,15 @@ class Algorithm:
     """A trainable method: one config, one update, one acting policy, one complete state.
 
     Its config is a frozen dataclass whose values are plain JSON, with the method's own budget as the fields `updates`
-    and `batch_size`. A class variable may override the property `executions`.
+    and `batch_size`.
     """
 
     name: ClassVar[str]
     presets: ClassVar[Mapping[str, Any]]
     """Configs by name; the first is the default."""
     action_kinds: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
+    executions: tuple[Execution, ...] = ("decentralized",)
+    """Executions that this trained configuration can honestly be evaluated in; an instance may set its own."""
     samples_in_steps: ClassVar[bool] = False
     """Whether the policy takes a number of sampling steps."""
     return_conditioned: ClassVar[bool] = False
@@ -58,11 +60,6 @@ class Algorithm:
         self.config, self.spec, self.device = config, spec, device
         self.normalizers = normalizers.to(device)
         self.updates_done = 0
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        """Executions that this trained configuration can honestly be evaluated in."""
-        return ("decentralized",)
 
     @classmethod
     def window(cls, config: Any) -> WindowSpec:
@@ -164,8 +161,7 @@ def reference(algorithm: type[Algorithm]) -> str:
     otherwise `module:Class`.
     """
     place = f"{algorithm.__module__}:{algorithm.__qualname__}"
-    offered = importlib.metadata.entry_points(group=ENTRY_POINTS, name=algorithm.name)
-    if algorithm.__module__.startswith("marl_flow.") or any(entry.value == place for entry in offered):
+    if algorithm.__module__.startswith("marl_flow.") or offered_reference(ENTRY_POINTS, algorithm.name) == place:
         return algorithm.name
     return place
 

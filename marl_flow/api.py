@@ -115,12 +115,12 @@ def load_policy(
     file, folder = evaluation_command.locate(Path(run_or_checkpoint))
     algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=checked_device(device))
     if execution is None:
-        if len(algorithm.executions) > 1:
+        execution, *others = algorithm.executions
+        if others:
             raise UserError(
                 f"{run_or_checkpoint} can act in {' and '.join(algorithm.executions)} execution; choose one with "
                 f"execution={algorithm.executions[0]!r}"
             )
-        (execution,) = algorithm.executions
     target = None
     if algorithm.return_conditioned:
         rule = target_return if isinstance(target_return, str) else f"raw:{float(target_return)!r}"
@@ -178,7 +178,9 @@ class LoadedPolicy:
         actions = self.policy.act(seen, mask, paid.to(seen.device))
         if single:
             actions = actions[0]
-        return actions.cpu().numpy() if isinstance(observations, np.ndarray) else actions
+        if isinstance(observations, np.ndarray):
+            return actions.cpu().numpy()
+        return actions
 
     def _rows(self, name: str, array: Any, shape: tuple[int, ...], dtype: torch.dtype, single: bool) -> Tensor:
         """An array as a tensor of that shape, its axis E added where it was left out."""

@@ -3,8 +3,8 @@
     algorithm/...   the algorithm's complete state      normalizer/...   its normalisers
     generator/...   states of the named generators      metadata         `Header` as JSON, and a digest of the tensors
 
-A checkpoint is written under a temporary name and renamed, so that a file with its final name is always whole. Nothing
-here pickles.
+A checkpoint is written under a temporary name and renamed, so that a file with its final name is always complete.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def save(run_folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         last = f"the last good checkpoint is {existing[-1]}" if existing else "there is no earlier checkpoint"
         raise UserError(
             f"could not write {path} ({error.strerror}): need {len(data) / 1e6:.1f} MB, found {_free(run_folder)}; "
-            f"free space or choose another --out; {last}"
+            f"free some space or choose another --out; {last}"
         ) from error
     others = [other for other in _paths(run_folder) if other != path]
     for old in others[: max(0, len(others) - keep + 1)]:
@@ -101,14 +101,14 @@ def set_aside_after(run_folder: Path, update: int) -> None:
         if _update(path) > update:
             aside = path.with_name(path.name + ASIDE)
             path.replace(aside)
-            log.warning("%s is later than update %d, which training continues from; kept as %s", path, update, aside)
+            log.warning("%s is later than update %d, from which training continues; kept as %s", path, update, aside)
 
 
 def _free(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
     except OSError as error:
-        return f"no way to tell what is free ({error.strerror})"
+        return f"an unknown amount free ({error.strerror})"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -128,7 +128,7 @@ def _paths(run_folder: Path) -> list[Path]:
     """Checkpoints by rising update. Half-written files do not carry such a name."""
     folder = run_folder / CHECKPOINTS
     try:
-        found = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
+        paths = [path for path in folder.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -136,7 +136,7 @@ def _paths(run_folder: Path) -> list[Path]:
             f"{folder}: expected a folder of checkpoints, found {error.strerror}; make it readable, or choose another "
             "--out"
         ) from error
-    return sorted(found, key=lambda path: (_update(path), path.name))
+    return sorted(paths, key=lambda path: (_update(path), path.name))
 
 
 def _update(path: Path) -> int:
@@ -149,7 +149,7 @@ def latest(run_folder: Path) -> Path | None:
     """The newest checkpoint whose header and length are whole; None in a run that has written none.
 
     Only damaged files are passed over. Where one cannot be read for another reason (its permissions, its version), or
-    where all are damaged, it raises: training must not begin anew over them.
+    where all are damaged, it raises: training must not start again over them.
     """
     damaged: list[DamagedCheckpoint] = []
     for path in reversed(_paths(run_folder)):
@@ -164,20 +164,21 @@ def latest(run_folder: Path) -> Path | None:
     if damaged:
         raise UserError(
             f"{run_folder / CHECKPOINTS}: expected a checkpoint that can be read, found {len(damaged)} and all damaged "
-            f"({'; '.join(map(str, damaged))}); restore one, or delete them to train anew, or choose another --out"
+            f"({'; '.join(map(str, damaged))}); restore one, delete them to train from the start, or choose "
+            "another --out"
         )
     return None
 
 
 def read_header(path: Path) -> Header:
     """What the file says of itself, without reading its tensors."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return _header(path, file.metadata())[0]
 
 
 def load(path: Path) -> Checkpoint:
     """The whole file, checked against its digest."""
-    with _opened(path) as file:
+    with _open(path) as file:
         header, digest = _header(path, file.metadata())
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
     if _digest(tensors) != digest:
@@ -194,7 +195,7 @@ def load(path: Path) -> Checkpoint:
     )
 
 
-def _opened(path: Path) -> Any:
+def _open(path: Path) -> Any:
     try:
         path.open("rb").close()  # `safe_open` calls every failure to open a missing file
         return safe_open(path, framework="pt")
@@ -226,7 +227,7 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> tuple[Header, str
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: expected checkpoint format {FORMAT_VERSION}, found {version}; read it with the version of "
-            "marl_flow that wrote it, or train anew into another --out"
+            "marl_flow that wrote it, or train again into another --out"
         )
     try:
         header = record["header"]
@@ -234,7 +235,7 @@ def _header(path: Path, metadata: Mapping[str, str] | None) -> tuple[Header, str
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: expected the header of a checkpoint, found {type(error).__name__} ({error}); read it with the "
-            "version of marl_flow that wrote it, or train anew into another --out"
+            "version of marl_flow that wrote it, or train again into another --out"
         ) from error
 
 
@@ -270,6 +271,6 @@ def restore(loaded: Checkpoint, algorithm: type[Algorithm], file: Path, *, devic
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{file} does not fit this version of {algorithm.name}: {error}; read it with the version that wrote it "
-            f"({CONFIG} of its run names the commit), or train anew"
+            f"({CONFIG} of its run names the commit), or train again"
         ) from error
     return instance

@@ -1,8 +1,8 @@
-"""Evaluation: block after block of episodes, every way of acting stepped together; then the time a decision takes.
+"""Evaluation: episodes block by block, all ways of acting side by side; then the time that a decision takes.
 
-Paired by design: all requests play the same seeds, and the noise a policy draws depends on the block of episodes it
-plays, not on the request, so that two step counts or two methods differ by what they do and by nothing else. For the
-same reason a block can be kept when it is over, and an evaluation that was killed continues at the next one.
+Paired by design: all requests play the same seeds, and the noise that a policy draws depends on the block of episodes,
+not on the request, so that two step counts or two methods differ by what they do and by nothing else. A finished block
+is kept, and an evaluation that was killed continues with the next one.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ MakeEnv = Callable[[int], VectorEnv]
 """Number of rows -> environment; the rows play whatever seeds they are reset to."""
 
 BLOCK = 128
-"""Most episodes one policy acts on at once. Part of the protocol: a policy's noise is drawn for a block."""
+"""Maximum number of episodes of a block, which one policy plays at once. Part of the protocol: a policy draws its
+noise for a whole block."""
 BLOCK_STEPS = 25_000
-"""Most environment steps of a block, unless one episode has more: long evaluations are kept in pieces."""
-PICTURES = 250
-"""Most steps of a task of which every one is drawn."""
+"""Maximum number of environment steps of a block, unless one episode has more: a block is what a kill can cost."""
+MAX_FRAMES = 250
+"""Number of steps of a task up to which a rollout shows every one."""
 
 
 def block_rows(max_steps: int) -> int:
@@ -72,10 +73,10 @@ def evaluate(
 ) -> list[EvaluationResult]:
     """One result per request, over one episode per seed.
 
-    `header` says which checkpoint the algorithm is; `target_rule` how the requests' target returns were chosen, e.g.
-    "quantile 0.9 of start returns = 512.3". At most `steps_at_once` environment steps, or one block, are under way at
-    once; how many changes no result. `logs`, one per request, keep every block that is over and hold those that need
-    not be played again, so that a kill costs what was under way. Latencies are measured when all are over.
+    header: of the checkpoint that the algorithm is. target_rule: how the requests' target returns were chosen, e.g.
+    quantile:0.9. steps_at_once: how many environment steps to play side by side at most, unless one block has more; it
+    changes no result. logs: one per request; they keep every finished block, and those they hold already are not played
+    again, so that a kill costs unfinished blocks only. Latencies are measured after all episodes.
     """
     single = make_env(1)
     require_same_task(algorithm.spec, single.spec)
@@ -130,10 +131,10 @@ def play(
     steps_at_once: int = 100_000,
     logs: Sequence[BlockLog] | None = None,
 ) -> list[Episodes]:
-    """The episodes of each request, block by block, all requests in lockstep.
+    """The episodes of each request, block by block, the requests side by side.
 
-    A block is played by a policy of its own for each request that has not played it yet (`logs`); as many of them as
-    fit into `steps_at_once` share one environment. They play the same however they are shared out.
+    Each request plays a block with a policy of its own, unless its log holds the block; as many requests as fit into
+    `steps_at_once` share one environment. How they share does not change what they play.
     """
     rows = block_rows(algorithm.spec.max_steps)
     blocks = [tuple(seeds[start : start + rows]) for start in range(0, len(seeds), rows)]
@@ -181,10 +182,10 @@ def decision_latency(
         if step is None or bool(step.finished.all()):
             step = env.reset([next(episodes)])
             policy.reset(1, generator)
-        _wait()
+        _synchronize()
         start = time.perf_counter()
         actions = policy.act(step.observations, step.action_mask, step.rewards)
-        _wait()
+        _synchronize()
         milliseconds.append((time.perf_counter() - start) * 1e3)
         step = env.step(actions)
     means = np.reshape(milliseconds, (-1, together)).mean(-1)
@@ -192,8 +193,8 @@ def decision_latency(
     return p50, p95
 
 
-def _wait() -> None:
-    """Until every GPU that is in use is done."""
+def _synchronize() -> None:
+    """Waits until every GPU in use has finished."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
@@ -201,11 +202,11 @@ def _wait() -> None:
 @torch.no_grad()
 def rollout_frames(policy: Policy, env: VectorEnv, seed: int, generator: torch.Generator) -> list[np.ndarray]:
     """RGB pictures of one episode, drawn by the environment's `render`: before the first step, then after every step,
-    or in tasks with more than PICTURES steps after every n-th, and at the end."""
+    or in tasks with more than MAX_FRAMES steps after every n-th, and at the end."""
     render = getattr(env, "render", None)
     if render is None:
         raise UserError(f"{env.spec.task_id} cannot be drawn: its environment has no `render`; leave the picture out")
-    frames, steps, every = [], itertools.count(), -(-env.spec.max_steps // PICTURES)
+    frames, steps, every = [], itertools.count(), -(-env.spec.max_steps // MAX_FRAMES)
 
     def draw(step: TimeStep, actions: Tensor | None) -> None:
         if next(steps) % every == 0 or bool(step.finished.all()):
@@ -220,10 +221,12 @@ def require_same_task(trained: TaskSpec, offered: TaskSpec) -> None:
     """Raises unless the environment is the one the algorithm was trained for."""
     before, after = trained.to_json(), offered.to_json()
     names = dict.fromkeys([*before, *after])
-    found = [f"{n}: {before.get(n)} trained, {after.get(n)} here" for n in names if before.get(n) != after.get(n)]
-    if found:
+    differences = [
+        f"{n}: {before.get(n)} in training, {after.get(n)} now" for n in names if before.get(n) != after.get(n)
+    ]
+    if differences:
         raise UserError(
-            f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(found)}); "
+            f"the checkpoint is of task {trained.task_id}, which is not this environment ({'; '.join(differences)}); "
             "evaluate it on its own task"
         )
 

@@ -68,9 +68,7 @@ class Normalizer:
                 column = values[:, agent, feature] if rows is None else values[rows, agent, feature]
                 column = np.ascontiguousarray(column, dtype=np.float32).ravel()
                 if not np.isfinite(column).all():
-                    raise UserError(
-                        f"expected finite values to normalise, found some that are not in feature {feature}"
-                    )
+                    raise UserError(f"expected finite values to normalise, found others in feature {feature}")
                 columns.append(_FIT[checked](column, num_knots))
         leading = (values.shape[1], values.shape[2]) if per_agent else (values.shape[2],)
         tables = {
@@ -131,7 +129,7 @@ class Normalizer:
         return x.to(torch.float32)
 
     def _along(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """x [..., N, D] carried along the curves through the points (before, after), clipped to their ends."""
+        """x [..., N, D] mapped along the curves through the points (before, after), clipped to their ends."""
         knots = before.shape[-1]
         before, after = before.reshape(-1, knots), after.reshape(-1, knots)  # [F, knots], F = D or N * D
         columns = x.reshape(-1, before.shape[0]).t().contiguous()  # [F, M]
@@ -140,13 +138,13 @@ class Normalizer:
         above = torch.searchsorted(before, inside).clamp_(1, knots - 1)
         low, high = before.gather(1, above - 1), before.gather(1, above)
         start, stop = after.gather(1, above - 1), after.gather(1, above)
-        share = (inside - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+        fraction = (inside - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny)
         values = self.tables["values"].reshape(-1, knots)
         constant = values[:, :1] == values[:, -1:]
-        return torch.where(constant, columns, start + share * (stop - start)).t().reshape(x.shape)
+        return torch.where(constant, columns, start + fraction * (stop - start)).t().reshape(x.shape)
 
 
-class Fittable(Protocol):
+class EpisodeArrays(Protocol):
     """What `Normalizers.fit` reads of an episode store."""
 
     @property
@@ -184,7 +182,7 @@ class Normalizers:
     changes: Normalizer
 
     @classmethod
-    def fit(cls, kind: str, store: Fittable, *, discount: float) -> Normalizers:
+    def fit(cls, kind: str, store: EpisodeArrays, *, discount: float) -> Normalizers:
         """Observations and actions by `kind`, shared by the agents as in every release configuration that is used.
 
         Every real frame and step counts, final observations included where the data have them.
@@ -210,21 +208,23 @@ class Normalizers:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> Normalizers:
         names = [field.name for field in fields(cls)]
-        found: dict[str, dict[str, Tensor]] = {}
+        tables_of: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, table = key.partition("/")
-            found.setdefault(name, {})[table] = value
-        if not set(names) >= set(found) >= {"observations", "returns", "changes"}:
-            raise UserError(f"expected normalisers of {names} (actions optional), found {sorted(found)}")
-        parts = {name: Normalizer.from_state_dict(found[name]) if name in found else None for name in names}
-        return cls(**parts)  # type: ignore[arg-type]
+            tables_of.setdefault(name, {})[table] = value
+        if not set(names) >= set(tables_of) >= {"observations", "returns", "changes"}:
+            raise UserError(f"expected normalisers of {names} (actions optional), found {sorted(tables_of)}")
+        normalizers = {
+            name: Normalizer.from_state_dict(tables_of[name]) if name in tables_of else None for name in names
+        }
+        return cls(**normalizers)  # type: ignore[arg-type]
 
     def _parts(self) -> list[tuple[str, Normalizer | None]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
-def _changes(observations: Normalizer, store: Fittable, most: int = 200_000) -> np.ndarray:
-    """Changes [M, N, O] from a normalised frame to the next real one; an even sample of `most` where there are more."""
+def _changes(observations: Normalizer, store: EpisodeArrays, max_rows: int = 200_000) -> np.ndarray:
+    """Changes [M, N, O] from a normalised frame to the next real one; at most `max_rows`, evenly sampled."""
     first = np.ones(len(store.observations), dtype=bool)
     first[store.offsets[1:] + np.arange(len(store.offsets) - 1)] = False  # the last row of an episode has no next
     if store.real_frames is not None:
@@ -232,7 +232,7 @@ def _changes(observations: Normalizer, store: Fittable, most: int = 200_000) -> 
     rows = np.flatnonzero(first)
     if not len(rows):
         return np.zeros((1, *store.observations.shape[1:]), dtype=np.float32)
-    rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(max_rows, len(rows))).astype(np.int64)]
     before = observations.apply(torch.from_numpy(store.observations[rows]))
     return (observations.apply(torch.from_numpy(store.observations[rows + 1])) - before).numpy()
 

@@ -1,4 +1,4 @@
-"""A run folder: whose it is, what run it holds, and writing into it so that a kill leaves nothing half done.
+"""A run folder: which process uses it, and which run it holds.
 
 config.json     what the run is and what made it        metrics.jsonl, results.jsonl, tensorboard/   run_log.py
 lock            held by the process that trains         checkpoints/                                 checkpoint.py
@@ -115,28 +115,28 @@ def stored_percentiles(run_folder: Path) -> list[float] | None:
 
 
 def warn_of_other_threads(run_folder: Path, run: RunRecord) -> None:
-    """Logs it when this process computes on another number of threads than the one that began the run."""
-    made = (read_config(run_folder, run) or {}).get("made_with")
-    before, now = made.get("threads") if isinstance(made, Mapping) else None, torch.get_num_threads()
+    """Warns when this process computes on another number of threads than the one that started the run."""
+    stored = (read_config(run_folder, run) or {}).get("made_with")
+    before, now = stored.get("threads") if isinstance(stored, Mapping) else None, torch.get_num_threads()
     if before not in (None, now):
         log.warning(
-            "%s was begun on %s threads and is continued on %d: sums are rounded in another order, so the result will "
-            "not have the bits of a run that never stopped; for those, set OMP_NUM_THREADS=%s",
+            "%s was started on %s threads and continues on %d: sums are rounded in another order, so the last bits "
+            "will differ from those of a run that never stopped; to keep them, set OMP_NUM_THREADS=%s",
             *(run_folder, before, now, before),
         )
 
 
-def require_same_run(stored: RunRecord, asked: RunRecord, source: Path) -> None:
+def require_same_run(stored: RunRecord, requested: RunRecord, source: Path) -> None:
     """Raises, naming each field that differs with both values, unless both are one run (see `MAY_CHANGE`)."""
-    before, after = _comparable(stored), _comparable(asked)
+    before, after = _comparable(stored), _comparable(requested)
     names = [name for name in {**before, **after} if before.get(name, "nothing") != after.get(name, "nothing")]
     if names:
-        found = [
-            f"{name}: {before.get(name, 'nothing')} there, {after.get(name, 'nothing')} asked for" for name in names
+        differences = [
+            f"{name}: {before.get(name, 'nothing')} there, {after.get(name, 'nothing')} requested" for name in names
         ]
         raise UserError(
-            f"{source} belongs to another run ({stored.config_digest}; asked for {asked.config_digest}): "
-            f"{'; '.join(found)}; choose another --out, or ask for the same settings"
+            f"{source} belongs to another run ({stored.config_digest}; requested: {requested.config_digest}): "
+            f"{'; '.join(differences)}; choose another --out, or the same settings"
         )
 
 
@@ -154,13 +154,13 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def environment_info() -> dict[str, Any]:
-    """Versions, and the commit when the package runs from a git checkout."""
-    here = Path(__file__).resolve().parent
+    """Versions and threads, and the commit when the package runs from a git checkout."""
+    package = Path(__file__).resolve().parent
     commit = None
-    if (here.parent / ".git").exists():
+    if (package.parent / ".git").exists():
         with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-            commit = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+            command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return {
         "commit": commit,
         "python": platform.python_version(),

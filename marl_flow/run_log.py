@@ -1,7 +1,7 @@
-"""Files of a run that only grow: metrics, results and blocks of episodes as JSON lines, and TensorBoard beside them.
+"""Files of a run that only grow: metrics, results and blocks of episodes as JSON lines; and TensorBoard files.
 
 A line is one JSON object. A process killed while writing leaves at most one half line at the end, without a line end;
-the next writer takes exactly that away.
+the next writer removes exactly that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each object and the offset in bytes behind its line."""
+    """Each object, and the offset in bytes after its line."""
     end = 0
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, 1):
@@ -60,9 +60,9 @@ def _no_constant(text: str) -> NoReturn:
 
 
 def open_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool] = lambda record: True) -> LineWriter:
-    """A writer behind the lines there are, once no other has the file open.
+    """A writer that appends to the file, once no other process has it open.
 
-    Everything from the first line not to `keep` is cut off, and a half line at the end.
+    First removes everything from the first line that `keep` rejects, and a half line at the end.
     """
     writer = LineWriter(path)
     length = 0
@@ -77,7 +77,7 @@ def open_lines(path: Path, keep: Callable[[Mapping[str, Any]], bool] = lambda re
 
 
 class LineWriter:
-    """Appends whole lines to a file that is locked until `close`; a failed write leaves nothing of itself behind."""
+    """Appends whole lines to a file that is locked until `close`; a failed write leaves the file as it was."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
@@ -111,7 +111,7 @@ class MetricsLog:
     """`metrics.jsonl`, one object with its `update` per line, and the same numbers in TensorBoard files."""
 
     def __init__(self, folder: Path, *, after: int, tensorboard: bool) -> None:
-        """Continues behind update `after`: later lines are from work that is done again, and go."""
+        """Continues after update `after`: later lines, of updates that will be repeated, are removed."""
         self._lines = open_lines(folder / METRICS, keep=lambda record: record["update"] <= after)
         self._board: Any = None
         if tensorboard:
@@ -142,7 +142,7 @@ def append_results(run_folder: Path, results: Sequence[EvaluationResult]) -> Pat
     return path
 
 
-def _append(path: Path, records: Iterable[Mapping[str, Any]], what: str) -> None:
+def _append(path: Path, records: Iterable[Mapping[str, Any]], description: str) -> None:
     try:
         lines = open_lines(path)
         try:
@@ -152,8 +152,8 @@ def _append(path: Path, records: Iterable[Mapping[str, Any]], what: str) -> None
             lines.close()
     except OSError as error:
         raise UserError(
-            f"could not add {what} to {path} ({error.strerror}); earlier lines are as they were; free space or make "
-            "the folder writable"
+            f"could not add {description} to {path} ({error.strerror}); earlier lines are as they were; free some "
+            "space or make the folder writable"
         ) from error
 
 
@@ -177,16 +177,16 @@ def read_results(run_folder: Path) -> list[EvaluationResult]:
 
 
 class BlockLog:
-    """Finished blocks of one unfinished evaluation: a file of its own in the run folder, one block a line.
+    """Finished blocks of one unfinished evaluation: a file of its own in the run folder, one line per block.
 
-    `key` is a digest of everything the episodes depend on, so that an evaluation only finds blocks of its own.
+    `key` is a digest of everything the episodes depend on, so that an evaluation finds its own blocks only.
     """
 
     def __init__(self, run_folder: Path, key: str) -> None:
         self.path = run_folder / f"unfinished_{key}.jsonl"
 
     def read(self) -> dict[int, dict[str, Any]]:
-        """Number of each block -> what it came to, as it was added; a half line is left out."""
+        """Number of each block -> its episodes as they were added; a half line is left out."""
         return {line["block"]: line["episodes"] for line in read_lines(self.path)}
 
     def add(self, number: int, episodes: Mapping[str, Any]) -> None:
@@ -194,5 +194,5 @@ class BlockLog:
         _append(self.path, [{"block": number, "episodes": episodes}], f"block {number}")
 
     def remove(self) -> None:
-        """Forgets every block: the result is where results belong, or not wanted."""
+        """Deletes the file: the result is in the results file, or is not wanted."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One root seed to named generators and environment seeds. The only file that may touch global random state."""
+"""Named generators and environment seeds from one root seed. The only file that may touch global random state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SeedPurpose = Literal["collect", "evaluate", "train", "behaviour"]
 
 
 def derive_seed(root: int, *names: str | int) -> int:
-    """Integer in [0, 2**63) that depends on the root seed and the names only."""
+    """An integer in [0, 2**63) that depends on the root seed and the names only."""
     text = "/".join([str(root), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

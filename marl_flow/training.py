@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingStopped(UserError):
-    """A signal asked training to end; it did so behind a fresh checkpoint."""
+    """Training ended on a signal, after writing a checkpoint."""
 
 
 class TrainingDiverged(UserError):
@@ -55,26 +55,26 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     updates: int | None = None
-    """Updates in all, >= 0; None: the algorithm config's own budget. A finished run may be continued to more."""
+    """Total number of updates, >= 0; None: the algorithm config's own. A finished run may be continued to more."""
     batch_size: int | None = None
     """Windows per update, >= 1; None: the algorithm config's own."""
     micro_batches: int = 1
-    """Equal parts a batch is worked through in, to save memory; the gradient is their mean. Divides the batch size."""
+    """Equal parts of a batch, processed one after the other to save memory. Must divide the batch size."""
     amp: bool = False
     """Networks compute in bfloat16 (automatic mixed precision), weights stay float32. Works on CPU, rarely faster."""
     compile: bool = False
     """`torch.compile` of the networks while training; the first update then takes long. On CPU it needs a compiler."""
     log_every: int = 50
-    """Updates from one metrics line to the next."""
+    """Updates between two lines of metrics."""
     checkpoint_every: int = 500
-    """Updates from one checkpoint to the next; one is always written at the end."""
+    """Updates between two checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        least = {"micro_batches": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
-        least |= {name: low for name, low in (("updates", 0), ("batch_size", 1)) if getattr(self, name) is not None}
-        for name, low in least.items():
+        minimum = {"micro_batches": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
+        minimum |= {name: low for name, low in (("updates", 0), ("batch_size", 1)) if getattr(self, name) is not None}
+        for name, low in minimum.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name}: expected at least {low}, got {getattr(self, name)}")
         if self.batch_size is not None and self.batch_size % self.micro_batches:
@@ -91,7 +91,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What training needs to know of a dataset; the caller ties it to a store."""
+    """What training needs to know about a dataset."""
 
     dataset_id: str
     digest: str
@@ -105,7 +105,7 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished run; `header.seconds` says what it took."""
+    """A finished run; `header.seconds` is the time it took."""
 
     header: Header
     checkpoint: Path
@@ -150,7 +150,7 @@ def train(
     """Trains to the budget, from the folder's newest checkpoint if it has one.
 
     Raises a UserError when the folder belongs to another run or process, the disk is full, the loss is not finite, or
-    SIGINT or SIGTERM asked to stop.
+    SIGINT or SIGTERM stops it.
     """
     training = resolve(training, config)
     run = describe(algorithm, preset, config, training, data)
@@ -167,12 +167,12 @@ def train(
             write_config(run_folder, run, lambda: data.return_percentiles(loop.window.discount))
             remove_unfinished(run_folder)
             checkpoints.set_aside_after(run_folder, loop.update)
-            with _signals() as asked:
-                return loop.run(asked, progress=progress)
+            with _collected_signals() as signals:
+                return loop.run(signals, progress=progress)
         except OSError as error:
             last = f"the last good checkpoint is {loop.last_good}" if loop.last_good else "there is no checkpoint yet"
             raise UserError(
-                f"could not write into {run_folder} ({error.strerror}); free space or choose another --out; {last}"
+                f"could not write into {run_folder} ({error.strerror}); free some space or choose another --out; {last}"
             ) from error
 
 
@@ -187,16 +187,16 @@ def checked_device(name: str) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
-                f"device: asked for {name}, but torch finds no usable GPU; choose cpu (see marl-flow doctor)"
+                f"device: {name} was requested, but torch finds no usable GPU; choose cpu (see marl-flow doctor)"
             )
         if (device.index or 0) >= torch.cuda.device_count():
             last = torch.cuda.device_count() - 1
-            raise UserError(f"device: asked for {name}, but the last GPU here is cuda:{last}; choose that or cpu")
+            raise UserError(f"device: {name} was requested, but the last GPU is cuda:{last}; choose that or cpu")
     return device
 
 
 class _Loop:
-    """One training run: what the next update needs, and where it is recorded."""
+    """One training run: everything the next update needs, and the files it is recorded in."""
 
     def __init__(
         self,
@@ -208,11 +208,11 @@ class _Loop:
         run: RunRecord,
         device: torch.device,
     ) -> None:
-        """From the newest checkpoint, or from the beginning. Writes nothing."""
+        """Starts from the newest checkpoint, or from the beginning. Writes nothing."""
         assert training.updates is not None and training.batch_size is not None
         self.run_folder, self.training, self.data, self.record, self.device = run_folder, training, data, run, device
         self.updates, self.batch_size = training.updates, training.batch_size
-        with _refusals(algorithm):
+        with _config_errors(algorithm):
             self.window = algorithm.window(config)
         self.batches = seeding.generator(training.seed, "batches")
         self.draws = seeding.generator(training.seed, "updates", device=device)
@@ -223,7 +223,7 @@ class _Loop:
         if self.last_good is None:
             normalizers = data.fit_normalizers(algorithm.normalizer_kind(config), self.window.discount)
             weights = seeding.generator(training.seed, "weights")
-            with _refusals(algorithm):
+            with _config_errors(algorithm):
                 self.algorithm = algorithm.build(config, data.spec, normalizers, device=device, generator=weights)
             self.normalizers = normalizers.state_dict()
         else:
@@ -233,8 +233,8 @@ class _Loop:
         require_same_run(loaded.header.run, self.record, file)
         if loaded.header.update > self.updates:
             raise UserError(
-                f"{self.run_folder} has trained {loaded.header.update} updates already, asked for {self.updates}; ask "
-                "for as many or more, or choose another --out"
+                f"{self.run_folder} has trained {loaded.header.update} updates already, {self.updates} were requested; "
+                "request as many or more, or choose another --out"
             )
         self.algorithm = restore(loaded, algorithm, file, device=self.device)
         self.normalizers = dict(loaded.normalizers)
@@ -246,7 +246,7 @@ class _Loop:
         if self.device.type == "cpu" and self.update < self.updates:
             warn_of_other_threads(self.run_folder, self.record)
 
-    def run(self, asked_to_stop: list[str], *, progress: bool) -> TrainResult:
+    def run(self, stop_signals: list[str], *, progress: bool) -> TrainResult:
         training, updates = self.training, self.updates
         if self.update == updates and self.last_good is not None:
             return self._result(self.last_good)
@@ -262,7 +262,7 @@ class _Loop:
             self._mark, stopping = time.perf_counter(), False
             while self.update < updates and not stopping:
                 metrics = self._step(sampler)
-                stopping = bool(asked_to_stop)
+                stopping = bool(stop_signals)
                 last = self.update == updates or stopping
                 logs = self.update % training.log_every == 0 or self.update == updates
                 saves = self.update % training.checkpoint_every == 0 or last
@@ -280,16 +280,16 @@ class _Loop:
                 self._lap()
             if not updates:  # nothing to train, but a policy to evaluate
                 self._save()
-        if asked_to_stop:
+        if stop_signals:
             raise TrainingStopped(
-                f"stopped by {asked_to_stop[0]} after update {self.update} of {updates}; the last checkpoint is "
+                f"stopped by {stop_signals[0]} after update {self.update} of {updates}; the last checkpoint is "
                 f"{self.last_good}; the same command continues from it"
             )
         assert self.last_good is not None
         return self._result(self.last_good)
 
     def _step(self, sampler: Sampler) -> Metrics:
-        """One update, timed. Where the device runs behind, the wait counts as update on logging steps."""
+        """One update, timed. A GPU works asynchronously: the wait for it counts as update on logging steps."""
         batch = sampler.draw(self.batch_size, self.batches)
         self._lap("draw")
         # No cache of cast weights: it would outlive an optimiser step inside the update (critic first, then actor).
@@ -314,14 +314,14 @@ class _Loop:
         values = dict(zip(metrics, numbers, strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
-                self._diverged(f"{name} is {value}")
+                self._raise_diverged(f"{name} is {value}")
         return values
 
-    def _diverged(self, what: str) -> None:
+    def _raise_diverged(self, reason: str) -> None:
         last = f"the last good checkpoint is {self.last_good}" if self.last_good else "no checkpoint was written yet"
         raise TrainingDiverged(
-            f"stopped at update {self.update}: {what}, expected a finite number; {last}; lower learning_rate, turn amp "
-            "off if it was on, and train into another --out"
+            f"stopped at update {self.update}: {reason}, expected a finite number; {last}; lower learning_rate, turn "
+            "amp off if it was on, and train into another --out"
         )
 
     def _header(self) -> Header:
@@ -334,10 +334,12 @@ class _Loop:
         state = self.algorithm.state_dict()
         for name, value in state.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                self._diverged(f"the state's {name} holds a number that is not finite")
+                self._raise_diverged(f"the state's {name} holds a number that is not finite")
         generators = {"batches": self.batches.get_state(), "updates": self.draws.get_state()}
-        whole = Checkpoint(header=self._header(), algorithm=state, normalizers=self.normalizers, generators=generators)
-        self.last_good = checkpoints.save(self.run_folder, whole, keep=self.training.keep_checkpoints)
+        checkpoint = Checkpoint(
+            header=self._header(), algorithm=state, normalizers=self.normalizers, generators=generators
+        )
+        self.last_good = checkpoints.save(self.run_folder, checkpoint, keep=self.training.keep_checkpoints)
 
     def _bar(self) -> Any:
         from tqdm import tqdm
@@ -347,8 +349,8 @@ class _Loop:
 
 
 @contextlib.contextmanager
-def _refusals(algorithm: type[Algorithm]) -> Iterator[None]:
-    """A value that a window, a network or an optimiser refuses is an error in the config, hence the user's."""
+def _config_errors(algorithm: type[Algorithm]) -> Iterator[None]:
+    """Turns the ValueError of a window, a network or an optimiser into a UserError: the config is wrong."""
     try:
         yield
     except UserError:
@@ -358,26 +360,26 @@ def _refusals(algorithm: type[Algorithm]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[str]]:
-    """Collects the names of SIGINT and SIGTERM instead of dying at once; a second one does what it always did."""
-    asked: list[str] = []
+def _collected_signals() -> Iterator[list[str]]:
+    """Collects the names of SIGINT and SIGTERM; a second signal acts as usual."""
+    names: list[str] = []
     if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
-        yield asked
+        yield names
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def give_back() -> None:
+    def restore_handlers() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    def note(number: int, frame: Any) -> None:
-        asked.append(signal.Signals(number).name)
-        give_back()
+    def collect(number: int, frame: Any) -> None:
+        names.append(signal.Signals(number).name)
+        restore_handlers()
 
     for number in numbers:
-        signal.signal(number, note)
+        signal.signal(number, collect)
     try:
-        yield asked
+        yield names
     finally:
-        give_back()
+        restore_handlers()

@@ -8,6 +8,7 @@ in one empty folder with small data and small budgets (`SMALLER`). A block that 
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -42,7 +43,7 @@ SMALLER = (
     (re.compile(r"--episodes \d+"), "--episodes 4"),
 )
 """What is replaced in console commands, so that they take a moment. `train` gets a budget where it names none."""
-DATASET = "mpe/simple_spread/expert"
+DATASETS = ("mpe/simple_spread/expert", "mpe/simple_tag/medium")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MARL_FLOW_DATA", str(root))
-        build_dataset(DATASET, episodes=40)
+        for name in DATASETS:
+            build_dataset(name, episodes=40)
     return root
 
 
@@ -191,7 +193,7 @@ def test_the_five_questions_are_answered_from_the_front(page: Path) -> None:
     for question in QUESTIONS:
         at = [index for index, line in enumerate(lines) if question in line]
         assert at, f"{name_of(page)} does not ask: {question}"
-        beside = "\n".join(lines[at[0] : at[0] + 2])
+        beside = lines[at[0]] + "".join(itertools.takewhile(lambda line: line.startswith("  "), lines[at[0] + 1 :]))
         assert LINK.search(beside), f"{name_of(page)}: no link beside {question}"
 
 

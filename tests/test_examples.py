@@ -50,7 +50,6 @@ def test_the_list_is_whole() -> None:
         assert f"(../examples/{path.name})" in page, f"docs/examples.md does not show {path.name}"
 
 
-@pytest.mark.xdist_group("examples")
 @pytest.mark.slow
 def test_scripts_run(place: Path) -> None:
     """Catches a script that a user would copy and that does not run, or leaves nothing behind."""
@@ -66,7 +65,6 @@ def test_scripts_run(place: Path) -> None:
     assert (place / "data/user/mygame/rendezvous/noisy-v1/manifest.json").is_file()
 
 
-@pytest.mark.xdist_group("examples")
 @pytest.mark.slow
 def test_the_notebook_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a cell that fails, and a notebook that was committed with its outputs."""

@@ -28,6 +28,7 @@ BOTTOM = {
     "rollout",
     "files",
     "tasks",
+    "plugins",
 }
 CORE = BOTTOM | {"algorithm"}
 COFLOW = {
@@ -54,6 +55,7 @@ MAY_IMPORT = {  # file or folder of ours -> files and folders of ours it may imp
     "files": {"interfaces"},
     "run_folder": BOTTOM,
     "module_state": set(),
+    "plugins": {"interfaces"},
     "policies": {"interfaces"},
     "algorithm": BOTTOM,
     "checks": BOTTOM | {"algorithm", "datasets"},

@@ -229,7 +229,7 @@ class Learner(ABC):
 
 
 def main(
-    description: str,
+    description: str | None,
     tasks: Collection[str],
     train: Callable[[str, Path], None],
     select: Callable[[str, Path], tuple[Mapping[str, Tensor], Mapping[str, object]]],

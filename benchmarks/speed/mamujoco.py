@@ -246,7 +246,7 @@ def engine_runs(model_name: str) -> dict[str, Run]:
             mujoco.mj_getState(model, robots[number], state[number], full)
         for control in controls:
             reached, _ = rollouts.rollout(model, spare, state, control[:, None], nstep=FRAME_SKIP)
-            state = reached[:, -1]
+            state = np.asarray(reached)[:, -1]
         return EPISODE * NUM_ENVS
 
     return {"mujoco.batch": batched, "mj_step in Python threads": threaded, "mujoco.rollout": rolled_out}

@@ -142,8 +142,8 @@ def lite_map(name: str) -> dict[str, Any]:
 
 def lite_run(name: str) -> CountedRun:
     """LITE_EPISODES battles of SMAClite one after the other, with SMAC's step limit."""
-    from smaclite.env.maps.map import MapInfo, get_standard_map
-    from smaclite.env.smaclite import SMACliteEnv
+    from smaclite.env.maps.map import MapInfo, get_standard_map  # pyright: ignore[reportMissingImports]
+    from smaclite.env.smaclite import SMACliteEnv  # pyright: ignore[reportMissingImports]
 
     if name == "2s3z":
         battle = get_standard_map(name)

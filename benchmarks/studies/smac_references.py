@@ -1,4 +1,4 @@
-"""What is known of SMAC outside this suite, and the embedded simulator's reading of the same quantities.
+"""What is known of SMAC outside this suite, and the same quantities measured in the embedded simulator.
 
 Figures of StarCraft II itself, of datasets collected in it and of SMAClite; `regression` measures what a recorded
 episode shows. `smac_simulator.py` puts them side by side.
@@ -54,7 +54,8 @@ policies (`focus` is its "lowest"), 100 episodes each with SMAC's step limits ap
 
 EAST, ATTACK = 4, NUM_BASIC_ACTIONS
 RAW = 365.0 / 20.0
-"""Raw rewards of 3m in one of the scaled: 45 health and 10 for each of three enemies, 200 for the win, scaled to 20."""
+"""Raw reward per unit of scaled reward on 3m: 45 health and 10 for each of three enemies and 200 for the win are scaled
+to 20."""
 SHOOTING_STEPS, SETTLING_STEPS = 200, 50
 
 
@@ -66,39 +67,39 @@ def regression(episodes: int) -> list[dict[str, str]]:
     step = env.reset(seeding.environment_seeds("behaviour", 0, episodes))
     assert step.state is not None and step.action_mask is not None
     offsets = [step.observations[0, 0, column : column + 2] * SIGHT_RANGE for column in (21, 26)]
-    places, shown = [env.battle_state.battle.x[0, 0].item()], [step.state[0, 2].item()]
-    opened, paid = torch.full((episodes,), -1), torch.full((episodes,), -1)
+    x, x_in_state = [env.battle_state.battle.x[0, 0].item()], [step.state[0, 2].item()]
+    first_attack, first_damage = torch.full((episodes,), -1), torch.full((episodes,), -1)
     for tick in range(8):
         attacks = step.action_mask[..., ATTACK:]
-        may = attacks.any(-1)
-        opened[(opened < 0) & may.any(-1)] = tick
-        actions = torch.where(may, ATTACK + attacks.int().argmax(-1), EAST)
+        can_attack = attacks.any(-1)
+        first_attack[(first_attack < 0) & can_attack.any(-1)] = tick
+        actions = torch.where(can_attack, ATTACK + attacks.int().argmax(-1), EAST)
         step = env.step(actions.masked_fill(step.action_mask[..., 0], 0))
         assert step.state is not None and step.action_mask is not None
-        paid[(paid < 0) & (step.rewards[:, 0] > 0)] = tick
-        places.append(env.battle_state.battle.x[0, 0].item())
-        shown.append(step.state[0, 2].item())
+        first_damage[(first_damage < 0) & (step.rewards[:, 0] > 0)] = tick
+        x.append(env.battle_state.battle.x[0, 0].item())
+        x_in_state.append(step.state[0, 2].item())
     fatal = shooting(episodes, 45.0)
-    last = [f"{value:.0f}" for value in fatal[0][fatal[0] > 0].tolist()]
-    offset = ", ".join("({:.5f}, {:.5f})".format(*one.tolist()) for one in offsets)
+    last_rewards = [f"{value:.0f}" for value in fatal[0][fatal[0] > 0].tolist()]
+    offset = ", ".join("({:.5f}, {:.5f})".format(*pair.tolist()) for pair in offsets)
     rows = (
         (
             "A marine's steps to the east, cells",
             "1.125, 1.125",
-            ", ".join(f"{after - before:.4f}" for before, after in itertools.pairwise(places[:3])),
+            ", ".join(f"{after - before:.4f}" for before, after in itertools.pairwise(x[:3])),
         ),
-        ("Divisor of positions in the state", "28", f"{(places[0] - CENTRE) / shown[0]:.4f}"),
+        ("Divisor of positions in the state", "28", f"{(x[0] - CENTRE) / x_in_state[0]:.4f}"),
         (
             "x of agent 0 in the state at t = 0, 1, 2, walking east",
             "-0.25, -0.20982143, -0.16964285",
-            ", ".join(f"{value:.8f}" for value in shown[:3]),
+            ", ".join(f"{value:.8f}" for value in x_in_state[:3]),
         ),
         ("Agents 1 and 2 from agent 0 at the start", "(0, 0.68848), (0.68848, 0.68848)", offset),
-        ("First step with a legal attack, counted from 0", "4", spread(opened.tolist())),
-        ("First step with damage", "4", spread(paid.tolist())),
+        ("First step with a legal attack, counted from 0", "4", distribution(first_attack.tolist())),
+        ("First step with damage", "4", distribution(first_damage.tolist())),
         ("Loops per shot of a marine", "about 14.6 (23 shots)", f"{loops_per_shot(shooting(episodes, 1e5)):.2f}"),
-        ("Hits that kill a marine", "8", spread((fatal > 0).sum(1).tolist())),
-        ("Raw rewards of the hits on the last marine", "6 each, at last 3 + 10 + 200 = 213", ", ".join(last)),
+        ("Hits that kill a marine", "8", distribution((fatal > 0).sum(1).tolist())),
+        ("Raw rewards of the hits on the last marine", "6 each, at last 3 + 10 + 200 = 213", ", ".join(last_rewards)),
     )
     return [{"quantity": quantity, "real": real, "here": here} for quantity, real, here in rows]
 
@@ -108,14 +109,14 @@ def shooting(battles: int, health: float) -> Tensor:
     env = SmacEnv("smac/3m", battles)
     env.reset(seeding.environment_seeds("behaviour", 1, battles))
     state, enemy = env.battle_state, env.spec.num_agents
-    lives = torch.zeros_like(state.battle.health)
-    lives[0], lives[enemy] = 1e5, health
-    x = (OFF_MAP + 10.0 * torch.arange(len(lives)))[:, None].expand_as(lives).clone()
+    life = torch.zeros_like(state.battle.health)
+    life[0], life[enemy] = 1e5, health
+    x = (OFF_MAP + 10.0 * torch.arange(len(life)))[:, None].expand_as(life).clone()
     x[0], x[enemy] = CENTRE, CENTRE + 5.0
-    y = torch.where(lives > 0, CENTRE, x)
-    battle = dataclasses.replace(state.battle, health=lives, x=x, y=y, goal_x=x.clone(), goal_y=y.clone())
-    endless = torch.full_like(state.steps, -SHOOTING_STEPS)  # the step limit does not end it
-    step = env.set_state(dataclasses.replace(state, battle=battle, steps=endless))
+    y = torch.where(life > 0, CENTRE, x)
+    battle = dataclasses.replace(state.battle, health=life, x=x, y=y, goal_x=x.clone(), goal_y=y.clone())
+    early = torch.full_like(state.steps, -SHOOTING_STEPS)  # so that the step limit is never reached
+    step = env.set_state(dataclasses.replace(state, battle=battle, steps=early))
     rewards: list[Tensor] = []
     while len(rewards) < SHOOTING_STEPS and not bool(step.finished.all()):
         assert step.action_mask is not None
@@ -133,9 +134,9 @@ def loops_per_shot(rewards: Tensor) -> float:
     return float(LOOPS_PER_STEP * steps.sum() / (hits.sum(1) - 1).sum())
 
 
-def spread(values: Sequence[int]) -> str:
-    """The values that occur, with their shares where there are several."""
-    found = sorted(set(values))
-    if len(found) == 1:
-        return f"{found[0]} (always)"
-    return ", ".join(f"{value} ({100 * values.count(value) / len(values):.1f} %)" for value in found)
+def distribution(values: Sequence[int]) -> str:
+    """The values that occur, with their frequencies where there are several."""
+    distinct = sorted(set(values))
+    if len(distinct) == 1:
+        return f"{distinct[0]} (always)"
+    return ", ".join(f"{value} ({100 * values.count(value) / len(values):.1f} %)" for value in distinct)

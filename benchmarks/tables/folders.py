@@ -88,11 +88,13 @@ def add(
         raise UserError(f"{folder}: no {CSV_FILE} with a column model says what machine it was; name it with --machine")
     software = environment_info()
     checkout = software.pop("commit")
-    if commit is None and (checkout is None or checkout.endswith("-dirty")):
-        raise UserError(
-            f"expected a clean git checkout, found {checkout or 'none'}; name the measured commit with --commit"
-        )
-    commit = (commit or checkout)[:7]
+    if commit is None:
+        if checkout is None or checkout.endswith("-dirty"):
+            raise UserError(
+                f"expected a clean git checkout, found {checkout or 'none'}; name the measured commit with --commit"
+            )
+        commit = str(checkout)
+    commit = commit[:7]
     try:
         date = str(datetime.date.today() if date is None else datetime.date.fromisoformat(date))
     except ValueError as error:

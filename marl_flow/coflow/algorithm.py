@@ -22,9 +22,9 @@ from marl_flow.coflow.model import CoFlowModel
 from marl_flow.coflow.network import PolyakAverage
 from marl_flow.coflow.policy import FlowPolicy
 from marl_flow.interfaces import (
+    EXECUTIONS,
     ActingConfig,
     Batch,
-    Execution,
     Metrics,
     TaskSpec,
     UserError,
@@ -44,15 +44,10 @@ class CoFlow(Algorithm):
 
     def __init__(self, config: CoFlowConfig, spec: TaskSpec, normalizers: Normalizers, device: torch.device) -> None:
         super().__init__(config, spec, normalizers, device)
+        self.executions = EXECUTIONS if config.conditioning == "mixed" else (config.conditioning,)
         self.model = CoFlowModel(config, spec).to(device)
         self.average = PolyakAverage(self.model, config.ema_decay, every=config.ema_every, start=config.ema_start)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
-
-    @property
-    def executions(self) -> tuple[Execution, ...]:
-        if self.config.conditioning == "mixed":
-            return ("centralized", "decentralized")
-        return (self.config.conditioning,)
 
     @classmethod
     def window(cls, config: CoFlowConfig) -> WindowSpec:

@@ -1,4 +1,4 @@
-"""Which environment a `TaskSpec` means: its task, against the opponent that it names.
+"""The environment of a `TaskSpec`: its task, against the opponent that it names.
 
 The prey of tag and world is part of the task. Ours is shipped, the scripted one is code; a published one is read once
 from its file, kept under the data root by a name that holds its hash, and found again by that name: a dataset, a run
@@ -25,7 +25,7 @@ PUBLISHED_FILE = "pretrained_adv_model.pt"
 def environment(
     spec: TaskSpec, num_envs: int, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> VectorEnv:
-    """The task's environment with the opponent that `spec` names; a UserError where that opponent is not at hand."""
+    """The task's environment with the opponent that `spec` names; a UserError where that opponent is not available."""
     return envs.make(spec.task_id, num_envs, device, dtype, opponent(spec.task_id, spec.opponent, device))
 
 
@@ -34,14 +34,14 @@ def opponent(task_id: str, name: str | None, device: torch.device | str = "cpu")
     if name is None or name == NATIVE or task_id not in envs.TASKS:
         return None
     if name == FleeingPrey.name:
-        kind = find_scenario(task_id)
-        landmarks = kind.num_entities - kind.num_agents
-        return FleeingPrey(num_obstacles=len(kind.indices("obstacle")), num_landmarks=landmarks, device=device)
+        scenario = find_scenario(task_id)
+        landmarks = scenario.num_entities - scenario.num_agents
+        return FleeingPrey(num_obstacles=len(scenario.indices("obstacle")), num_landmarks=landmarks, device=device)
     path = file_of(task_id, name)
     if not path.is_file():
         raise UserError(
-            f"expected the prey {name} of {task_id} in {path.parent}, found none of that name; there are "
-            f"{', '.join(names(task_id))}; keep the {PUBLISHED_FILE} it was published in with "
+            f"expected the prey {name} of {task_id} in {path.parent}, found none of that name; available: "
+            f"{', '.join(names(task_id))}; add the {PUBLISHED_FILE} it was published in with "
             f"`marl-flow data prey {task_id} FILE`"
         )
     prey = NetworkPrey.from_omar(path, device=device)
@@ -51,9 +51,9 @@ def opponent(task_id: str, name: str | None, device: torch.device | str = "cpu")
 
 
 def names(task_id: str) -> list[str]:
-    """Names that a task's opponent can have here."""
-    found = sorted(path.stem for path in file_of(task_id, "none").parent.glob("omar-*.pt"))
-    return [NATIVE, FleeingPrey.name, *found]
+    """Names of the opponents that are available for a task on this machine."""
+    published = sorted(path.stem for path in file_of(task_id, "none").parent.glob("omar-*.pt"))
+    return [NATIVE, FleeingPrey.name, *published]
 
 
 def file_of(task_id: str, name: str) -> Path:
@@ -61,13 +61,13 @@ def file_of(task_id: str, name: str) -> Path:
 
 
 def add(task_id: str, source: Path) -> NetworkPrey:
-    """Keeps a published prey, `pretrained_adv_model.pt`, for a task; returns it. Only its own weights are kept."""
+    """Stores the prey of a published `pretrained_adv_model.pt` for a task, its own weights alone, and returns it."""
     if task_id not in envs.TASKS or envs.spec(task_id).opponent is None:
         raise UserError(f"{task_id} has no prey; expected mpe/simple_tag or mpe/simple_world")
     prey = NetworkPrey.from_omar(source)
     env = envs.make(task_id, 1, opponent=prey)
     env.reset([0])
-    env.step(torch.zeros(1, env.spec.num_agents, env.spec.action.size))  # weights of another task are refused here
+    env.step(torch.zeros(1, env.spec.num_agents, env.spec.action.size))  # raises for weights of another task
     path = file_of(task_id, prey.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:

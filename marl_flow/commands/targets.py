@@ -1,4 +1,4 @@
-"""The return that a return-conditioned policy is asked to reach."""
+"""The return that a return-conditioned policy is to reach."""
 
 from __future__ import annotations
 

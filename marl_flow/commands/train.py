@@ -56,11 +56,11 @@ def make_run(
     Later values win: a preset (None: the algorithm's first), then the paper's configuration of the dataset in the
     execution `paper_settings` (None: none), then the settings. folder None: `default_folder`.
     """
-    entry, kind = catalog.find(dataset), baselines.get(algorithm)
-    name = preset or next(iter(kind.presets))
-    if name not in kind.presets:
-        raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, kind.presets)}")
-    config, training = kind.presets[name], TrainConfig(seed=seed, device=device)
+    entry, presets = catalog.find(dataset), baselines.get(algorithm).presets
+    name = preset or next(iter(presets))
+    if name not in presets:
+        raise UserError(f"{algorithm} has no preset {name!r}; {nearest(name, presets)}")
+    config, training = presets[name], TrainConfig(seed=seed, device=device)
     if paper_settings is not None:
         if algorithm != "coflow":
             raise UserError(f"paper-settings: the paper configures coflow, not {algorithm}; leave the option out")
@@ -152,7 +152,8 @@ def _type_name(hint: Any) -> str:
         return f"{_type_name(arguments[0])}, ..."
     if arguments:
         return " or ".join(_type_name(argument) for argument in arguments)
-    return "None" if hint is type(None) else {"bool": "true or false"}.get(hint.__name__, hint.__name__)
+    name = str(hint.__name__)
+    return "None" if hint is type(None) else {"bool": "true or false"}.get(name, name)
 
 
 def field_meanings(config_class: type) -> dict[str, str]:

@@ -29,7 +29,7 @@ def small(data: tuple[str, ...] = ("mpe/simple_spread/random", "mpe/simple_tag/r
 
 
 def test_the_mpe_table_is_complete() -> None:
-    """Catches a forgotten dataset, a budget or setting of one dataset's own, and step counts that nobody asked for."""
+    """Catches a forgotten dataset, a budget or setting of one dataset's own, and other step counts."""
     mpe = campaign.CAMPAIGNS["mpe"]
     assert set(mpe.datasets) == {name for name in suite.dataset_means() if name.startswith("mpe/")}
     runs = campaign.make_runs(mpe, Path("out"), "cpu")

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from marl_flow import results, run_log
-from marl_flow.benchmarks import report, table
+from marl_flow.benchmarks import report
+from marl_flow.benchmarks import rows as table
 from marl_flow.interfaces import EvaluationResult, UserError
 
 DATASET = "native/mpe/simple_spread/expert-v1"

@@ -14,6 +14,7 @@ import pytest
 
 from marl_flow.benchmarks import report, suite
 from marl_flow.benchmarks.speed import __main__ as speed
+from marl_flow.benchmarks.speed import timing, windows
 from marl_flow.benchmarks.studies import native_vs_published
 from marl_flow.benchmarks.tables import __main__ as command
 from marl_flow.benchmarks.tables import definitions, folders
@@ -223,7 +224,7 @@ def test_what_is_not_added(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches results of uncommitted code, an unknown machine or no file, and a folder made before they are refused."""
     folder = fresh_report(tree)
     for commit in (None, "0123-dirty"):
-        monkeypatch.setattr(folders, "made_with", lambda commit=commit: {"commit": commit})
+        monkeypatch.setattr(folders, "environment_info", lambda commit=commit: {"commit": commit})
         with pytest.raises(UserError, match="expected a clean git checkout"):
             folders.add(tree, "later", folder, command="c")
     monkeypatch.undo()
@@ -273,11 +274,11 @@ def test_dataset_tables_have_every_recipe_and_the_published_means(suite_name: st
 
 def test_a_measured_speed_is_written_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a column of the speed table that the benchmark does not write."""
-    rows = [{"name": "windows", "value": 4.4e6, "unit": "frames/s", "target": None}]
-    monkeypatch.setattr(speed, "SECTIONS", {"windows": lambda: rows})
+    row = timing.Row(name="windows", value=4.4e6, unit="frames/s", target=None)
+    monkeypatch.setattr(windows, "rows", lambda: [row])
     assert speed.main(["windows", "--out", str(tmp_path / "speed")]) == 0
-    (row,) = read_rows(tmp_path / "speed" / "results.csv")
-    assert row == {"name": "windows", "value": "4.4e+06", "unit": "frames/s", "target": ""}
-    assert list(row) == list(read_rows(ROOT / RESULTS / TABLES["speed"].source / "results.csv")[0])
+    (written,) = read_rows(tmp_path / "speed" / "results.csv")
+    assert written == {"name": "windows", "value": "4.4e+06", "unit": "frames/s", "target": ""}
+    assert list(written) == list(read_rows(ROOT / RESULTS / TABLES["speed"].source / "results.csv")[0])
     with pytest.raises(UserError, match="unknown section 'window'"):
         speed.main(["window"])

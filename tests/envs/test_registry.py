@@ -101,7 +101,7 @@ def test_arguments_reach_the_factories_that_take_them(outside: str) -> None:
     [
         ("no_such_game:make", r"cannot import the module no_such_game \(No module named 'no_such_game'\); install"),
         ("{}:Glyde", r"has no attribute Glyde; its callables are .*Glide"),
-        ("{}:", r"expected module:factory such as mygame\.tasks:make_duel"),
+        ("{}:", r"expected module:name such as mygame\.tasks:make_duel"),
         ("{}:NOT_CALLABLE", r"expected a callable factory, got 3"),
         ("{}:returns_text", r"must return a VectorEnv .*returned builtins\.str"),
         ("{}:returns_gymnasium", r"returns a PettingZoo ParallelEnv, .* it returned gymnasium\.core\.Env"),
@@ -155,7 +155,8 @@ def test_two_packages_with_one_task(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (folder / "entry_points.txt").write_text(f"[marl_flow.tasks]\nmygame/duel = {name}:Duel\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        UserError, match=r"mygame/duel is an entry point of several packages \(first:Duel, second:Duel\)"
+        UserError,
+        match=r"mygame/duel is an entry point of marl_flow.tasks in several packages \(first:Duel, second:Duel\)",
     ):
         envs.make("mygame/duel")
 

@@ -89,7 +89,7 @@ def test_a_cut_file_is_refused_and_passed_over(tmp_path: Path, share: float, cap
 
 
 def test_damaged_files_alone_do_not_look_like_a_new_run(tmp_path: Path) -> None:
-    """Catches a training that begins anew, and prunes, where every checkpoint is damaged."""
+    """Catches a training that starts again, and prunes, where every checkpoint is damaged."""
     paths = [checkpoint.save(tmp_path, example(update), keep=2) for update in (5, 6)]
     for path in paths:
         path.write_bytes(path.read_bytes()[:100])

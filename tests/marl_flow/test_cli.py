@@ -149,7 +149,7 @@ def test_bad_input_is_one_message_and_exit_2(
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a version that is asked for and answered with a usage error."""
+    """Catches a version option that is a usage error."""
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"marl-flow {marl_flow.__version__}\n"
 
@@ -235,7 +235,7 @@ def test_data_commands_tell_what_is_here(
 
 
 def test_show_config_explains_every_setting(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches settings that no help mentions, values of another preset, and training while asked for help."""
+    """Catches settings that no help mentions, values of another preset, and training where only help is wanted."""
     from marl_flow.baselines import get
     from marl_flow.training import TrainConfig
 
@@ -289,8 +289,8 @@ def test_what_is_done_is_not_done_again(place: Path, capsys: pytest.CaptureFixtu
     assert [result.update for result in read_results(place / "a")] == [2, 2, 2, 4]
 
 
-def test_other_devices_and_other_data_are_evaluated_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches results of another device, or of data of the same name, taken for those that are asked for."""
+def test_other_devices_and_other_data_are_evaluated_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches results of another device, or of data of the same name, taken for the requested ones."""
     assert cli.main(bc("a", "updates=1")) == 0
     evaluate = ["eval", "a", "--episodes", "2"]
     assert cli.main(evaluate) == 0

@@ -278,7 +278,7 @@ def test_an_environment_of_another_task_is_refused(header: Header) -> None:
     """Catches scores of a checkpoint in a task it was not trained for."""
     other = algorithm()
     other.spec = dataclasses.replace(other.spec, observation_size=3, task_id="test/other")
-    with pytest.raises(UserError, match=r"of task test/other, .*observation_size: 3 trained, 2 here"):
+    with pytest.raises(UserError, match=r"of task test/other, .*observation_size: 3 in training, 2 now"):
         evaluate(other, header, KnownEnv, K, seeds=SEEDS)
 
 
@@ -336,7 +336,7 @@ def test_frames_of_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     env.render = lambda row: np.full((2, 2, 3), env.steps, np.uint8)
     frames = rollout_frames(KnownPolicy(ActingConfig(), 0.0, False), env, 3, torch.Generator())
     assert [int(frame[0, 0, 0]) for frame in frames] == [0, 1, 2, 3, 4]
-    monkeypatch.setattr(evaluation, "PICTURES", 2)
+    monkeypatch.setattr(evaluation, "MAX_FRAMES", 2)
     length, most = 4, env.spec.max_steps
     frames = rollout_frames(KnownPolicy(ActingConfig(), 0.0, False), env, 3, torch.Generator())
     assert [int(frame[0, 0, 0]) for frame in frames] == sorted({*range(0, length + 1, -(-most // 2)), length})

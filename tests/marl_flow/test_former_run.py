@@ -47,7 +47,7 @@ def test_what_was_evaluated_then_is_there_already(former: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bc", "coflow"])
 def test_the_checkpoint_plays_as_it_did(former: Path, name: str) -> None:
-    """Catches weights read into other places, another sampler, noise or environment. (The last bits are a machine's.)"""
+    """Catches weights read into other places, another sampler, noise or environment. (Last bits may differ.)"""
     stored = read_results(former / name)
     target = stored[0].target_return
     config = EvalConfig(steps=(1, 2), episodes=3, target="quantile:0.9" if target is None else f"raw:{target!r}")

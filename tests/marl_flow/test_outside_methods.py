@@ -102,11 +102,11 @@ def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("their_methods:NotAMethod", "expected 'NotAMethod' in their_methods to be a subclass"),
-        ("their_methods:Linar", "found nothing of that name"),
-        ("nobodys_methods:Linear", "expected a Python module 'nobodys_methods' that can be imported"),
+        ("their_methods:NotAMethod", "their_methods:NotAMethod: expected a subclass"),
+        ("their_methods:Linar", "no attribute Linar; its callables are"),
+        ("nobodys_methods:Linear", "cannot import the module nobodys_methods"),
         ("linaer", "nearest: linear"),
-        ("their_methods:", "found nothing of that name"),
+        ("their_methods:", "expected module:name such as"),
     ],
 )
 def test_a_method_that_cannot_be_found_is_named(folder: Path, name: str, message: str) -> None:

@@ -62,15 +62,15 @@ def test_another_run_is_refused_by_field_and_both_values(tiny: ModuleType, tmp_p
     write(tmp_path, record())
     write(tmp_path, record())
     cases = {
-        r"config\.alpha: 2\.5 there, 1\.0 asked for": record(config=tiny.config(alpha=1.0)),
-        r"config\.hidden: \[8\] there, \[8, 8\] asked for": record(config=tiny.config(hidden=(8, 8))),
-        r"training\.seed: 3 there, 4 asked for": record(training=tiny.training(seed=4)),
-        r"training\.device: cpu there, cuda asked for": record(training=tiny.training(device="cuda:1")),
-        r"dataset_digest: 0+ there, 1 asked for": record(digest="1"),
-        r"task\.action\.high: .* asked for": record(
+        r"config\.alpha: 2\.5 there, 1\.0 requested": record(config=tiny.config(alpha=1.0)),
+        r"config\.hidden: \[8\] there, \[8, 8\] requested": record(config=tiny.config(hidden=(8, 8))),
+        r"training\.seed: 3 there, 4 requested": record(training=tiny.training(seed=4)),
+        r"training\.device: cpu there, cuda requested": record(training=tiny.training(device="cuda:1")),
+        r"dataset_digest: 0+ there, 1 requested": record(digest="1"),
+        r"task\.action\.high: .* requested": record(
             spec=tiny.spec(action=dataclasses.replace(tiny.spec().action, high=(1.0, 3.0)))
         ),
-        "algorithm: ma_td3_bc there, bc asked for": dataclasses.replace(record(), algorithm="bc"),
+        "algorithm: ma_td3_bc there, bc requested": dataclasses.replace(record(), algorithm="bc"),
     }
     for message, asked in cases.items():
         with pytest.raises(UserError, match=message):
@@ -158,4 +158,4 @@ def test_going_on_with_other_threads_is_said(
     assert "threads" not in caplog.text
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     tiny.run(tmp_path, training=tiny.training(updates=6))
-    assert f"begun on {threads} threads and is continued on {threads + 1}" in caplog.text
+    assert f"started on {threads} threads and continues on {threads + 1}" in caplog.text

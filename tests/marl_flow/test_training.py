@@ -77,7 +77,7 @@ def test_a_finished_run_is_left_alone_and_a_longer_one_refused_to_shrink(tiny: M
     assert (again.checkpoint, again.resumed_from) == (first.checkpoint, 12)
     assert again.header.seconds["update"] == first.header.seconds["update"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "lock"} == before
-    with pytest.raises(UserError, match="has trained 12 updates already, asked for 8"):
+    with pytest.raises(UserError, match="has trained 12 updates already, 8 were requested"):
         tiny.run(tmp_path, training=tiny.training(updates=8))
 
 
@@ -85,7 +85,7 @@ def test_another_config_is_refused_before_anything_is_touched(tiny: ModuleType, 
     """Catches a resume that mixes two configs in one folder."""
     tiny.run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"config\.alpha: 2\.5 there, 0\.5 asked for"):
+    with pytest.raises(UserError, match=r"config\.alpha: 2\.5 there, 0\.5 requested"):
         tiny.run(tmp_path, config=tiny.config(alpha=0.5))
     assert {path: path.read_bytes() for path in before} == before
 
@@ -219,12 +219,12 @@ def test_a_device_that_is_not_there_is_refused(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(
-        UserError, match=r"device: (expected cpu, cuda|asked for cuda:\d, but the last GPU here is cuda:0)"
+        UserError, match=r"device: (expected cpu, cuda|cuda:\d was requested, but the last GPU is cuda:0)"
     ):
         checked_device(name)
     assert [str(checked_device(good)) for good in ("cpu", "cuda", "cuda:0")] == ["cpu", "cuda", "cuda:0"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="asked for cuda, but torch finds no usable GPU"):
+    with pytest.raises(UserError, match="cuda was requested, but torch finds no usable GPU"):
         checked_device("cuda")
 
 

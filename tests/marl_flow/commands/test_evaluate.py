@@ -181,7 +181,7 @@ def test_blocks_of_anything_else_are_not_used(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_again_starts_anew_and_leftovers_go(folder: Path, played: list[int]) -> None:
+def test_again_starts_from_the_first_episode_and_leftovers_go(folder: Path, played: list[int]) -> None:
     """Catches `again` that takes half of its episodes from before, and blocks whose result is there already."""
     stopped(folder, TEN, after=2)
     played.clear()
