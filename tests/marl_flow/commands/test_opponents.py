@@ -50,7 +50,7 @@ def test_a_published_prey_is_kept_and_found_by_name(published: Path) -> None:
 
 def test_absent_and_exchanged_prey_are_refused(published: Path, data_root: Path) -> None:
     """Catches the suite's own prey standing in for one that is missing, and weights swapped under a name."""
-    with pytest.raises(UserError, match=r"expected the prey omar-12345678 .* there are native-v1, scripted; keep"):
+    with pytest.raises(UserError, match=r"expected the prey omar-12345678 .* available: native-v1, scripted; add"):
         against("omar-12345678")
     name = opponents.add(TAG, published).name
     path = opponents.file_of(TAG, name)
