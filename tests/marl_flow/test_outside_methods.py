@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from marl_flow import baselines
+from marl_flow import baselines, cli
 from marl_flow.interfaces import UserError
 from marl_flow.run_log import read_results
 
@@ -68,35 +66,43 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: their_methods\nVersion: 1.0\n")
     (record / "entry_points.txt").write_text("[marl_flow.algorithms]\nlinear = their_methods:Linear\n")
-    run(root, "data", "build", DATASET, "--episodes", "20")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MARL_FLOW_DATA", str(root / "data"))
+        assert cli.main(["data", "build", DATASET, "--episodes", "20"]) == 0
     return root
 
 
-def run(root: Path, *arguments: str, fails: bool = False) -> str:
-    """What the command prints, run in the folder; errors are part of it."""
-    environment = {**os.environ, "MARL_FLOW_DATA": str(root / "data"), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "marl_flow", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == (2 if fails else 0), done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command in the folder and returns what it prints, errors included."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("MARL_FLOW_DATA", str(folder / "data"))
+
+    def run(*arguments: str, fails: bool = False) -> str:
+        code = cli.main(arguments)
+        printed = capsys.readouterr()
+        assert code == (2 if fails else 0), printed.out + printed.err
+        assert "Traceback" not in printed.err
+        return printed.out + printed.err
+
+    return run
 
 
 @pytest.mark.parametrize(("name", "recorded"), [("linear", "linear"), ("their_methods:Linear", "linear")])
 def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
-    folder: Path, name: str, recorded: str
+    command: Callable[..., str], folder: Path, name: str, recorded: str
 ) -> None:
     """Catches a method that trains but cannot be found again by its run, and one that only the suite's can resume."""
     place = f"runs/{name.replace(':', '-')}"
     train = ("train", DATASET, name, "--out", place, "tensorboard=false")
-    assert "4 updates" in run(folder, *train)
-    assert "continued from update 4" in run(folder, *train, "train.updates=7")
-    assert "return" in run(folder, "eval", place, "--episodes", "3")
+    assert "4 updates" in command(*train)
+    assert "continued from update 4" in command(*train, "train.updates=7")
+    assert "return" in command("eval", place, "--episodes", "3")
     (result,) = read_results(folder / place)
     assert (result.algorithm, result.update) == (recorded, 7)
-    assert recorded in run(folder, "report", place, "--out", f"{place}-report")
-    assert "learning_rate=0.01" in run(folder, "train", DATASET, name, "--show-config")
+    assert recorded in command("report", place, "--out", f"{place}-report")
+    assert "learning_rate=0.01" in command("train", DATASET, name, "--show-config")
 
 
 @pytest.mark.parametrize(
@@ -109,9 +115,9 @@ def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
         ("their_methods:", "expected module:name such as"),
     ],
 )
-def test_a_method_that_cannot_be_found_is_named(folder: Path, name: str, message: str) -> None:
+def test_a_method_that_cannot_be_found_is_named(command: Callable[..., str], name: str, message: str) -> None:
     """Catches tracebacks where a module or class is mistyped."""
-    assert message in run(folder, "train", DATASET, name, fails=True)
+    assert message in command("train", DATASET, name, fails=True)
 
 
 def test_a_class_without_entry_point_is_named_by_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from marl_flow.interfaces import VectorEnv
 GAME = '''
 """A game of somebody else's: two agents walk on a line and are paid for being near its middle."""
 
+import torch
+
 from marl_flow.interfaces import ActionSpec, TaskSpec, TimeStep
 
 
@@ -76,6 +78,7 @@ def marl_flow(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_trained_on_evaluated_and_reported(folder: Path) -> None:
     """Catches a factory that is not found in the current folder, not handed on, or not needed."""
     settings = ("hidden=8", "updates=60", "batch_size=64", "learning_rate=0.03", "tensorboard=false")

@@ -22,6 +22,7 @@ from marl_flow.interfaces import UserError
 EPISODES = 6
 
 
+@pytest.mark.slow
 def test_rows_are_what_single_battles_give() -> None:
     """Catches rewards counted once per agent, steps counted after the end, time-outs taken for losses, and seeds of
     another purpose: every battle again, alone."""
@@ -58,6 +59,7 @@ def test_random_actions_are_uniform_over_the_legal_ones() -> None:
     assert actions[0].bincount().tolist() == [0, 100, 0, 100, 100]
 
 
+@pytest.mark.slow
 def test_regression_values_are_the_recorded_ones() -> None:
     """Catches a reading of other columns or steps than those recorded: what both can show exactly is equal."""
     rows = {row["quantity"]: row for row in regression(16)}
@@ -82,6 +84,7 @@ def test_what_it_refuses() -> None:
         smac_simulator.study(["3m"], 1)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_files_of_its_tables(tmp_path: Path) -> None:
     """Catches a file or column that the published tables read and a new study would not write."""
     smac_simulator.main(["--out", str(tmp_path), "--episodes", "4", "3m"])
@@ -117,6 +120,7 @@ def test_a_killed_study_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert smac_simulator.recall(kept, 7) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["3m", "8m", "2s3z"])
 def test_a_script_wins_sometimes_but_not_always(name: str) -> None:
     """Catches a simulator so deterministic, or so one-sided, that these maps tell no teams apart."""
