@@ -42,13 +42,14 @@ def plot(rows: Sequence[TableRow], path: Path, title: str) -> None:
         if first.num_sampling_steps is None:
             style["linestyle"] = ":" if first.algorithm == "random" else "-."
             axes.axhline(line[0].mean, linewidth=1.2, **style)
-            axes.axhspan(*line[0].interval, color=style["color"], alpha=0.10, linewidth=0)
+            if line[0].interval is not None:
+                axes.axhspan(*line[0].interval, color=style["color"], alpha=0.10, linewidth=0)
             continue
         k = [row.first.num_sampling_steps or 0 for row in line]
         axes.plot(
             k, [row.mean for row in line], marker="o" if centralized else "s", linewidth=1.6, markersize=5, **style
         )
-        low, high = zip(*(row.interval for row in line), strict=True)
+        low, high = zip(*(row.interval or (row.mean, row.mean) for row in line), strict=True)
         axes.fill_between(k, low, high, color=style["color"], alpha=0.18, linewidth=0)
     data_mean = suite.dataset_means().get(rows[0].dataset)
     if data_mean is not None:

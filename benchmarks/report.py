@@ -30,7 +30,8 @@ MARKER = "report.json"
 
 def record(row: TableRow, rows: Sequence[TableRow]) -> dict[str, Any]:
     """A row as the columns of results.csv: returns raw, latencies in milliseconds. rows: those it is compared with."""
-    first, (low, high) = row.first, row.interval
+    first, (low, high) = row.first, row.interval or (None, None)
+    win_low, win_high = row.win_interval or (None, None)
     p50, p95 = row.latency_ms or (None, None)
     device, model = row.machines[0] if len(row.machines) == 1 else ("mixed", "mixed")
     return {
@@ -49,11 +50,11 @@ def record(row: TableRow, rows: Sequence[TableRow]) -> dict[str, Any]:
         "return_high": high,
         "return_iqm": float(scores.interquartile_mean(row.returns)),
         "score": row.score(row.mean),
-        "score_low": row.score(low),
-        "score_high": row.score(high),
+        "score_low": None if low is None else row.score(low),
+        "score_high": None if high is None else row.score(high),
         "win_rate": row.win_rate,
-        "win_low": None if row.win_interval is None else row.win_interval[0],
-        "win_high": None if row.win_interval is None else row.win_interval[1],
+        "win_low": win_low,
+        "win_high": win_high,
         "beats_bc": beats(row, rows),
         "training_seeds": len(row.training_seeds),
         "episodes": len(first.seeds),
@@ -109,11 +110,6 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
     body = []
     for row in rows:
         first, columns = row.first, record(row, rows)
-        score = (
-            "-"
-            if columns["score"] is None
-            else interval_text(columns["score"], columns["score_low"], columns["score_high"])
-        )
         target = "-" if first.target_return is None else f"{first.target_return:.1f} ({first.target_rule})"
         body.append(
             [
@@ -121,8 +117,8 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
                 first.execution[0].upper(),
                 str(first.num_sampling_steps or "-"),
                 m_text(row),
-                interval_text(row.mean, *row.interval),
-                score,
+                interval_text(row.mean, row.interval),
+                score_text(row),
                 win_text(row),
                 "-" if columns["beats_bc"] is None else f"{columns['beats_bc']:.2f}",
                 str(len(row.training_seeds)),
@@ -174,14 +170,25 @@ def m_text(row: TableRow) -> str:
 
 def win_text(row: TableRow) -> str:
     """Win rate and its interval in per cent."""
-    if row.win_rate is None or row.win_interval is None:
+    if row.win_rate is None:
         return "-"
-    low, high = row.win_interval
-    return f"{100 * row.win_rate:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    interval = None if row.win_interval is None else (100 * row.win_interval[0], 100 * row.win_interval[1])
+    return interval_text(100 * row.win_rate, interval, digits=0)
 
 
-def interval_text(middle: float, low: float, high: float) -> str:
-    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+def score_text(row: TableRow) -> str:
+    """Normalised score and its interval."""
+    middle = row.score(row.mean)
+    if middle is None:
+        return "-"
+    ends = None if row.interval is None else tuple(row.score(end) for end in row.interval)
+    return interval_text(middle, ends)
+
+
+def interval_text(middle: float, interval: Sequence[float | None] | None, digits: int = 1) -> str:
+    """A number with its interval; [-] where there is none."""
+    ends = "-" if interval is None else ", ".join(f"{end:.{digits}f}" for end in interval)
+    return f"{middle:.{digits}f} [{ends}]"
 
 
 def sources(rows: Sequence[TableRow]) -> str:
@@ -204,14 +211,10 @@ def summary(rows: Sequence[TableRow]) -> str:
         width = max(len(label(row, group)) for row in group)
         lines += [title, f"  {'method':<{width}}  exec.   k   m  {'return [95 %]':>22}  {'score [95 %]':>21}  ms"]
         for row in group:
-            columns = record(row, group)
-            score = "-"
-            if columns["score"] is not None:
-                score = interval_text(columns["score"], columns["score_low"], columns["score_high"])
             lines.append(
                 f"  {label(row, group):<{width}}  {row.first.execution[0].upper():<5}  "
                 f"{row.first.num_sampling_steps or '-':>2}  {m_text(row):>2}  "
-                f"{interval_text(row.mean, *row.interval):>22}  {score:>21}  "
+                f"{interval_text(row.mean, row.interval):>22}  {score_text(row):>21}  "
                 + ("mixed" if row.latency_ms is None else f"{row.latency_ms[0]:.2f}")
             )
     return "\n".join(lines)
@@ -256,7 +259,7 @@ def _overview_table(cells: Mapping[str, Mapping[Acting, Sequence[TableRow]]], co
                 continue
             row = rows[0]
             score = row.score(row.mean)
-            text = interval_text(row.mean, *row.interval)
+            text = interval_text(row.mean, row.interval)
             text += "" if score is None else f" ({score:.1f})"
             text += "" if row.win_rate is None else f" {100 * row.win_rate:.0f} % won"
             line.append(text)
@@ -276,11 +279,13 @@ def markdown(
     parts = [
         "# Results",
         "Every number is the mean team return over evaluation episodes (and training seeds, where there are several), "
-        "with a 95 % bootstrap interval over both; evaluation seeds are shared by all methods, step counts and "
-        "executions. With one training seed the interval says nothing about the luck of training. Exec.: C "
+        "with a 95 % interval; evaluation seeds are shared by all methods, step counts and executions. With one "
+        "training seed it is a bootstrap over the episodes and says nothing about the luck of training, with three and "
+        "more it counts the luck of both (a t interval that knows that all seeds play the same episodes); two seeds "
+        "do not tell an interval: [-]. Exec.: C "
         "centralized, D decentralized. k: sampling steps. m: actions a plan. Beats bc: probability of a higher return "
-        "than bc on the same evaluation seed. Won: share of won episodes, with Wilson's interval where there is one "
-        "training seed. Passes: forward passes of the largest network a joint decision; passes and latency are "
+        "than bc on the same evaluation seed. Won: share of won episodes, with Wilson's interval. Passes: forward "
+        "passes of the largest network a joint decision; passes and latency are "
         "averages over the m decisions of a plan.",
     ]
     if len(by_data(rows)) > 1:

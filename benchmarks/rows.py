@@ -47,8 +47,8 @@ class TableRow:
     training_seeds: tuple[int, ...]
     returns: np.ndarray
     """Raw team returns [S, K]: training seeds x evaluation episodes."""
-    interval: tuple[float, float]
-    """95 % bootstrap interval of the mean return."""
+    interval: scores.Interval | None
+    """95 % interval of the mean return (`scores.mean_interval`)."""
     machines: tuple[tuple[str, str], ...]
     """(device, model) of every result, each once."""
     latency_ms: tuple[float, float] | None
@@ -56,8 +56,8 @@ class TableRow:
     folders: tuple[Path, ...]
     won: np.ndarray | None = None
     """Won episodes [S, K], 0 or 1; None where the task cannot be won or a result does not say."""
-    win_interval: tuple[float, float] | None = None
-    """95 % interval of the win rate: Wilson's with one training seed, bootstrap with several."""
+    win_interval: scores.Interval | None = None
+    """95 % interval of the win rate (`scores.win_interval`)."""
 
     @property
     def win_rate(self) -> float | None:
@@ -107,30 +107,20 @@ def _row(group: Mapping[int, ResultRow]) -> TableRow:
     results = [group[seed] for seed in sorted(group)]
     first = results[0]
     returns = np.array([result.team_returns for result in results], dtype=np.float64)
-    # The draws of an interval depend neither on the data's digest (data built elsewhere differ in their last bits) nor
-    # on fields that were added after the first tables, whose intervals must stay what they are.
-    left_out = ("seeds", "dataset_digest", "opponent", "actions_per_plan")
-    drawn_by = [getattr(first, name) for name in SAME_ROW if name not in left_out]
     machines = tuple(sorted({(result.device, result.model) for result in results}))
     times = np.array([(result.latency_ms_p50, result.latency_ms_p95) for result in results])
     p50, p95 = np.median(times, axis=0).tolist()
-    generator = np.random.default_rng(derive_seed(0, "interval", *map(str, drawn_by)))
-    interval = scores.bootstrap_interval(returns, generator)
+    # The same draws for every row: the same returns have the same interval, wherever and as whatever they are reported.
+    interval = scores.mean_interval(returns, np.random.default_rng(derive_seed(0, "interval")))
     wins = [result.won for result in results if result.won is not None]
     won = np.array(wins, dtype=np.float64) if len(wins) == len(results) else None
-    win_interval = None
-    if won is not None:
-        if len(won) == 1:
-            win_interval = scores.wilson_interval(int(won.sum()), won.size)
-        else:
-            win_interval = scores.bootstrap_interval(won, generator)
     return TableRow(
         first=first,
         training_seeds=tuple(sorted(group)),
         returns=returns,
         interval=interval,
         won=won,
-        win_interval=win_interval,
+        win_interval=None if won is None else scores.win_interval(won),
         machines=machines,
         latency_ms=(p50, p95) if len(machines) == 1 else None,
         folders=tuple(sorted({result.run_folder for result in results})),

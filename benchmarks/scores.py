@@ -1,12 +1,10 @@
 """Statistics of returns: pure NumPy functions of arrays. S training seeds, K evaluation episodes, R resamples.
 
-Definitions follow Agarwal et al. 2021 (arXiv 2108.13264), with two differences: an interval resamples training seeds
-and the episodes within them, and improvement is paired by evaluation seed.
+Definitions follow Agarwal et al. 2021 (arXiv 2108.13264), with two differences: intervals know that all training seeds
+play the same evaluation episodes, and improvement is paired by evaluation seed.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,42 +44,94 @@ def interquartile_mean(values: ArrayLike, axis: int | None = None) -> Array:
     return np.asarray(ordered[cut : ordered.shape[0] - cut].mean(axis=0))
 
 
-def bootstrap_interval(
-    values: ArrayLike,
-    generator: np.random.Generator,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    statistic: Callable[[Array, int], Array] = mean,
-) -> tuple[float, float]:
-    """Percentile interval, at `level` in (0, 1), of a statistic of episode returns.
+Interval = tuple[float, float]
 
-    values [K]: one training seed; episodes are resampled, so the interval says nothing about the luck of training.
-    values [S, K]: training seeds are resampled, and episodes within each drawn seed. `statistic` maps [R, n] to [R]
-    along the axis it is given. `scipy.stats.bootstrap` resamples single observations, so it cannot resample seeds with
-    their episodes.
+
+def mean_interval(returns: ArrayLike, generator: np.random.Generator, resamples: int = 2000) -> Interval | None:
+    """95 % interval of the mean of returns [S, K], column k of every training seed played from evaluation seed k.
+
+    One training seed: percentile bootstrap over its episodes; it says nothing about the luck of training. Three and
+    more: see `crossed_variance`. None where no honest interval is to be had: with two training seeds, whose luck two
+    numbers hardly tell (such an interval covers 88 % or is 25 times as wide as it need be), and with one episode.
     """
-    array = _finite(values)
-    if array.ndim == 1:
-        array = array[None]
-    if array.ndim != 2:
-        raise ValueError(f"an interval needs returns [K] or [S, K], got shape {array.shape}")
-    if not 0.0 < level < 1.0 or resamples < 1:
-        raise ValueError(f"an interval needs 0 < level < 1 and resamples >= 1, got {level} and {resamples}")
-    num_seeds, num_episodes = array.shape
-    seeds = generator.integers(num_seeds, size=(resamples, num_seeds, 1))
-    episodes = generator.integers(num_episodes, size=(resamples, num_seeds, num_episodes))
-    drawn = statistic(array[seeds, episodes].reshape(resamples, -1), 1)
-    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+    array = _crossed(returns)
+    if array.shape[0] == 2 or array.size == 1:
+        return None
+    if array.shape[0] > 2:
+        variance, freedom = crossed_variance(array)
+        half = _t_quantile(freedom) * float(np.sqrt(variance))
+        return float(array.mean()) - half, float(array.mean()) + half
+    from scipy.stats import bootstrap  # takes half a second to import
+
+    found = bootstrap((array[0],), np.mean, n_resamples=resamples, method="percentile", rng=generator)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % score interval of a rate (Wilson 1927); unlike a bootstrap it is no point at a rate of 0 or 1."""
+def win_interval(won: ArrayLike) -> Interval | None:
+    """95 % interval of the rate of won episodes [S, K], 0 or 1, crossed as in `mean_interval`; None with two seeds.
+
+    Wilson's score interval (1927), which unlike others is no point at a rate of 0 or 1. Several seeds that play the
+    same episodes tell less than S * K games: they count as the number of independent games whose rate would vary as
+    much (`crossed_variance`), and as K where all are won or all lost.
+    """
+    array = _crossed(won)
+    seeds, episodes = array.shape
+    rate = float(array.mean())
+    if seeds == 2:
+        return None
+    if seeds == 1 or rate in (0.0, 1.0):
+        return wilson_interval(int(array[0].sum()), episodes)
+    variance, freedom = crossed_variance(array)
+    games, quantile = min(rate * (1.0 - rate) / variance, array.size), _t_quantile(freedom)
+    share = quantile**2 / games
+    middle = (rate + share / 2) / (1 + share)
+    half = quantile / (1 + share) * float(np.sqrt(rate * (1 - rate) / games + share / (4 * games)))
+    return middle - half, middle + half
+
+
+def wilson_interval(successes: int, count: int) -> Interval:
+    """95 % score interval of the rate of independent trials (Wilson 1927)."""
     from scipy.stats import binomtest  # takes half a second to import, and only tasks that can be won need it
 
     interval = binomtest(successes, count).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def crossed_variance(array: Array) -> tuple[float, float]:
+    """Variance of the mean of values [S, K], S > 2, and its degrees of freedom, where S seeds play the same K episodes.
+
+    A value is mean + luck of the seed + luck of the episode + rest, the two-way layout with random effects. With the
+    mean squares MS of seeds, episodes and rest the variance is (MS_seeds + MS_episodes - MS_rest) / (S K); its degrees
+    of freedom are Satterthwaite's (1946). What episodes add counts as 0 where its estimate is negative.
+    """
+    seeds, episodes = array.shape
+    mean, by_seed, by_episode = array.mean(), array.mean(1, keepdims=True), array.mean(0, keepdims=True)
+    seed_square = episodes * ((by_seed - mean) ** 2).sum() / (seeds - 1)
+    total, weighted = float(seed_square), float(seed_square**2 / (seeds - 1))
+    if episodes > 1:
+        both = (seeds - 1) * (episodes - 1)
+        episode_square = seeds * ((by_episode - mean) ** 2).sum() / (episodes - 1)
+        rest_square = ((array - by_seed - by_episode + mean) ** 2).sum() / both
+        if episode_square > rest_square:
+            total += float(episode_square - rest_square)
+            weighted += float(episode_square**2 / (episodes - 1) + rest_square**2 / both)
+    return total / array.size, total**2 / weighted if weighted > 0.0 else np.inf
+
+
+def _t_quantile(freedom: float) -> float:
+    """97.5 % point of Student's distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, max(freedom, 1.0)))
+
+
+def _crossed(values: ArrayLike) -> Array:
+    array = _finite(values)
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2:
+        raise ValueError(f"an interval needs values [K] or [S, K], got shape {array.shape}")
+    return array
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> float:
