@@ -27,7 +27,17 @@ import torch
 from torch import Tensor, nn
 
 from marl_flow import seeding
-from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, Policy, TaskSpec, UserError, WindowSpec
+from marl_flow.interfaces import (
+    ActingConfig,
+    Batch,
+    ContractError,
+    Execution,
+    Metrics,
+    Policy,
+    TaskSpec,
+    UserError,
+    WindowSpec,
+)
 from marl_flow.module_state import pack_state, unpack_state
 from marl_flow.normalize import Normalizers
 from marl_flow.plugins import offered_reference
@@ -96,8 +106,12 @@ class Algorithm:
         The gradient is the mean over the batch's `split(micro_batches)`, taken one after the other to save memory.
         May run under `torch.autocast` (bfloat16, weights float32); nothing in it waits for the device.
         """
-        optimizer = self.parts()["optimizer"]
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer = self.parts().get("optimizer")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ContractError(
+                f"{self.name}: expected an optimiser as the attribute `optimizer`, found {type(optimizer).__name__}; "
+                "name it so, or define `update`"
+            )
         metrics = descend(optimizer, lambda part: self.loss(part, generator), batch.split(micro_batches))
         self.updates_done += 1
         return metrics
@@ -182,6 +196,8 @@ def descend(
     by_part = []
     for part in parts:
         loss, metrics = loss_of(part)
+        if odd := [name for name, value in metrics.items() if not isinstance(value, Tensor)]:
+            raise ContractError(f"metric {odd[0]!r}: expected a detached tensor of shape [], found {metrics[odd[0]]!r}")
         (loss / len(parts)).backward(inputs=parameters)
         by_part.append(metrics)
     mean = {name: torch.stack([metrics[name] for metrics in by_part]).mean(0) for name in by_part[0]}

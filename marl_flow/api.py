@@ -142,6 +142,9 @@ class LoadedPolicy:
         self._num_envs: int | None = None
         self._resets = 0
 
+    def __repr__(self) -> str:
+        return f"<{self.algorithm.name} trained for {self.spec.task_id}, acting as {self.acting}>"
+
     @property
     def spec(self) -> TaskSpec:
         return self.algorithm.spec

@@ -62,7 +62,7 @@ def train(
     """
     from marl_flow.commands import train as runs
 
-    _load_task(task)
+    _load_task(task, dataset)
     run = runs.make_run(
         dataset,
         algorithm,
@@ -223,12 +223,18 @@ def doctor() -> int:
     return 1 if problems else 0
 
 
-def _load_task(task: str | None) -> None:
-    """Registers the environment of a task that is not the suite's own."""
+def _load_task(task: str | None, dataset: str | None = None) -> None:
+    """Registers the environment of a task that is not the suite's own, which must be the dataset's."""
     if task is not None:
         from marl_flow import envs
+        from marl_flow.datasets import catalog
+        from marl_flow.interfaces import UserError
 
-        envs.load_factory(task)
+        task_id = envs.load_factory(task)
+        if dataset is not None and (wanted := catalog.parse(dataset).task_id) != task_id:
+            raise UserError(
+                f"--task {task} makes {task_id}, but {dataset} is of {wanted}; name the factory of that task"
+            )
 
 
 def with_settings(arguments: Sequence[str]) -> list[str]:

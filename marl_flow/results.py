@@ -47,6 +47,13 @@ class ResultRow(EvaluationResult):
     training: Mapping[str, Any] | None = dataclasses.field(hash=False)
     environment: Mapping[str, Any] | None = dataclasses.field(hash=False)
 
+    def __repr__(self) -> str:
+        steps = "" if self.num_sampling_steps is None else f", k={self.num_sampling_steps}"
+        return (
+            f"<{self.algorithm} ({self.preset}, seed {self.training_seed}) on {self.dataset_id}, {self.execution}"
+            f"{steps}: return {self.team_return_mean:.1f} over {len(self.seeds)} episodes>"
+        )
+
     @property
     def team_return_mean(self) -> float:
         """Mean team return over the evaluation episodes, raw; `team_returns` holds each of them."""

@@ -111,6 +111,19 @@ class AttachedMetric(Own):
         return loss, {"loss": loss}
 
 
+class FloatMetric(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        loss, _ = super().loss(batch, generator)
+        return loss, {"loss": float(loss.detach())}  # type: ignore[dict-item]
+
+
+class OtherName(Own):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.adam = self.optimizer
+        del self.optimizer
+
+
 class SeesOthers(Own):
     def decide(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
         return super().decide(observations + observations.mean(1, keepdim=True), action_mask)
@@ -190,6 +203,8 @@ class NoBudget(Own):
         (LooseState, "accepts an unknown entry"),
         (NoisyBatch, "modifies its batch"),
         (AttachedMetric, "detached"),
+        (FloatMetric, "expected a detached tensor of shape"),
+        (OtherName, "expected an optimiser as the attribute `optimizer`, found NoneType"),
         (SeesOthers, r"agent 0's action depends on the other agents' observations"),
         (MixesRows, "episodes beside it"),
         (IgnoresTheMask, "illegal actions"),

@@ -91,12 +91,15 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 @pytest.mark.parametrize(("name", "recorded"), [("linear", "linear"), ("their_methods:Linear", "linear")])
 def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
-    command: Callable[..., str], folder: Path, name: str, recorded: str
+    command: Callable[..., str], folder: Path, caplog: pytest.LogCaptureFixture, name: str, recorded: str
 ) -> None:
-    """Catches a method that trains but cannot be found again by its run, and one that only the suite's can resume."""
+    """Catches a method that trains but cannot be found again by its run, that cannot be resumed, or that trains on part
+    of a dataset without a word."""
     place = f"runs/{name.replace(':', '-')}"
     train = ("train", DATASET, name, "--out", place, "tensorboard=false")
     assert "4 updates" in command(*train)
+    assert "is not what its recipe makes: 20 of 10,000 episodes" in caplog.text
+    assert "add train.updates=NUMBER" in command(*train, "updates=7", fails=True)
     assert "continued from update 4" in command(*train, "train.updates=7")
     assert "return" in command("eval", place, "--episodes", "3")
     (result,) = read_results(folder / place)
@@ -109,7 +112,7 @@ def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
     ("name", "message"),
     [
         ("their_methods:NotAMethod", "their_methods:NotAMethod: expected a subclass"),
-        ("their_methods:Linar", "no attribute Linar; its callables are"),
+        ("their_methods:Linar", "no attribute Linar; it defines"),
         ("nobodys_methods:Linear", "cannot import the module nobodys_methods"),
         ("linaer", "nearest: linear"),
         ("their_methods:", "expected module:name such as"),
