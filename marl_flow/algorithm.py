@@ -40,7 +40,6 @@ from marl_flow.interfaces import (
 )
 from marl_flow.module_state import pack_state, unpack_state
 from marl_flow.normalize import Normalizers
-from marl_flow.plugins import offered_reference
 from marl_flow.policies import OnePassPolicy
 
 ENTRY_POINTS = "marl_flow.algorithms"
@@ -141,7 +140,17 @@ class Algorithm:
     # State
 
     def parts(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
-        """The modules and optimisers that training continues from, by name: here every attribute that is one."""
+        """The modules and optimisers that training continues from, by name: here every attribute that is one.
+
+        An attribute that hides some, in a list or dict or as a bare parameter, is refused: it would not be saved.
+        """
+        for name, value in vars(self).items():
+            if _hides_state(value):
+                raise ContractError(
+                    f"{self.name}.{name} is a {type(value).__name__} that holds weights or optimisers, which would not "
+                    "be saved: hold networks in nn.ModuleList or nn.ModuleDict, parameters in an nn.Module, or define "
+                    "`parts`"
+                )
         return {
             name: value for name, value in vars(self).items() if isinstance(value, nn.Module | torch.optim.Optimizer)
         }
@@ -168,16 +177,21 @@ class Algorithm:
             raise ValueError(f"{self.name} has no state, found {sorted(state)}")
 
 
-def reference(algorithm: type[Algorithm]) -> str:
-    """How runs and results name a method, so that `baselines.get` finds it again.
+def _hides_state(value: Any) -> bool:
+    if isinstance(value, nn.Parameter):
+        return True
+    items = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
+    return any(
+        isinstance(item, nn.Module | nn.Parameter | torch.optim.Optimizer) or _hides_state(item) for item in items
+    )
 
-    Its own name where it is the suite's, or where an installed package offers it under that name (`ENTRY_POINTS`);
-    otherwise `module:Class`.
-    """
-    place = f"{algorithm.__module__}:{algorithm.__qualname__}"
-    if algorithm.__module__.startswith("marl_flow.") or offered_reference(ENTRY_POINTS, algorithm.name) == place:
+
+def reference(algorithm: type[Algorithm]) -> str:
+    """How runs and results name a method, so that `baselines.get` finds it again: the suite's by name, every other as
+    `module:Class`, whatever entry points (`ENTRY_POINTS`) there are or will be."""
+    if algorithm.__module__.startswith("marl_flow."):
         return algorithm.name
-    return place
+    return f"{algorithm.__module__}:{algorithm.__qualname__}"
 
 
 def descend(
@@ -195,7 +209,12 @@ def descend(
     optimizer.zero_grad(set_to_none=True)
     by_part = []
     for part in parts:
-        loss, metrics = loss_of(part)
+        returned = loss_of(part)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+            raise ContractError(f"`loss` must return (scalar tensor, metrics by name), found {type(returned).__name__}")
+        loss, metrics = returned
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+            raise ContractError(f"`loss` must return a scalar tensor with a gradient, found {loss!r}")
         if odd := [name for name, value in metrics.items() if not isinstance(value, Tensor)]:
             raise ContractError(f"metric {odd[0]!r}: expected a detached tensor of shape [], found {metrics[odd[0]]!r}")
         (loss / len(parts)).backward(inputs=parameters)

@@ -301,9 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        from marl_flow.interfaces import UserError
+        from marl_flow.interfaces import ContractError, UserError
 
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | ContractError):
             stopped = type(error).__name__ == "TrainingStopped"
             return _fail(str(error), INTERRUPTED if stopped else 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -312,7 +312,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 2,
             )
         traceback.print_exc()
+        if place := _foreign_place(error):
+            return _fail(f"{type(error).__name__} in {place}, which is not marl_flow's; see the lines above", 1)
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
+
+
+def _foreign_place(error: Exception) -> str | None:
+    """File and line where code raised that is neither ours nor an installed library's; None where there is none."""
+    ours, libraries = str(Path(__file__).resolve().parent.parent), ("site-packages", f"lib{os.sep}python")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = str(Path(frame.filename).resolve())
+        if file.startswith(ours + os.sep):
+            return None
+        if not any(part in file for part in libraries) and not frame.filename.startswith("<"):
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
 
 
 def _fail(message: str, code: int) -> int:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from marl_flow import run_log
 from marl_flow.benchmarks import scores, suite
@@ -83,6 +83,14 @@ class Results(list[ResultRow]):
             if name not in names:
                 raise UserError(f"unknown field {name!r} of a result; {nearest(name, names)}")
         return Results(row for row in self if all(getattr(row, name) == value for name, value in values.items()))
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ResultRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ResultRow | Results:
+        found = super().__getitem__(index)
+        return Results(found) if isinstance(found, list) else found
 
     def to_pandas(self) -> pandas.DataFrame:
         """A data frame with a row per result and a column per field, as `settings.width` where it is one of a mapping.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +93,53 @@ class HiddenCounter(Own):
         self.calls += 1
         loss, metrics = super().loss(batch, generator)
         return loss * self.calls, metrics
+
+
+class AverageInADict(Own):
+    """Acts with a running average that no attribute of its own holds."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.averages = {"actor": copy.deepcopy(self.network)}
+
+
+class AverageOutOfSight(Own):
+    """The same, hidden in an object."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.hidden = types.SimpleNamespace(actor=copy.deepcopy(self.network))
+
+    def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
+        metrics = super().update(batch, generator, micro_batches)
+        with torch.no_grad():
+            for average, weight in zip(self.hidden.actor.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(weight, 0.5)
+        return metrics
+
+    def decide(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        network, self.network = self.network, self.hidden.actor
+        try:
+            return super().decide(observations, action_mask)
+        finally:
+            self.network = network
+
+
+class BareParameter(Own):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.offset = nn.Parameter(torch.zeros(1))
+
+
+class NoTuple(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> Any:
+        return super().loss(batch, generator)[0]
+
+
+class NotScalar(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().loss(batch, generator)
+        return loss[None], metrics
 
 
 class LooseState(Own):
@@ -200,6 +249,11 @@ class NoBudget(Own):
     [
         (GlobalDraw, "draws from torch's global generator"),
         (HiddenCounter, "not in `state_dict`"),
+        (AverageInADict, "averages is a dict that holds weights"),
+        (AverageOutOfSight, "a loaded instance acts differently"),
+        (BareParameter, "offset is a Parameter that holds weights"),
+        (NoTuple, "must return .scalar tensor, metrics by name., found Tensor"),
+        (NotScalar, "must return a scalar tensor with a gradient"),
         (LooseState, "accepts an unknown entry"),
         (NoisyBatch, "modifies its batch"),
         (AttachedMetric, "detached"),

@@ -103,6 +103,14 @@ def test_a_task_of_other_data_is_refused(folder: Path, capsys: pytest.CaptureFix
     assert "makes mygame/walk, but user/mygame/run/any-v1 is of mygame/run" in capsys.readouterr().err
 
 
+def test_an_environment_unlike_the_data_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches training on data of a task whose environment has other observations or another length."""
+    longer = GAME.replace("max_steps=5", "max_steps=6")
+    (folder / "longer.py").write_text(longer, encoding="utf-8")
+    assert cli.main(["train", DATASET, "bc", "--task", "longer:make_walk", "updates=1"]) == 2
+    assert "max_steps: 5 there, 6 here" in capsys.readouterr().err
+
+
 def test_a_factory_that_does_not_exist_is_refused(folder: Path) -> None:
     """Catches a traceback for a mistyped --task."""
     done = marl_flow("train", DATASET, "bc", "--task", "mygame:make_wlak")
