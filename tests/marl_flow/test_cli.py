@@ -117,7 +117,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "--widht", "64"], "nearest: width"),
         (["train", DATASET, "coflow", "train.horizon=3"], "unknown setting 'train.horizon'"),
         (["train", DATASET, "coflow", "width=wide"], "width: expected int, got 'wide'"),
-        (["train", DATASET, "coflow", "width=20"], "divisible by 16"),
+        (["train", DATASET, "coflow", "width=20"], "attention on multiples of 16 channels, got 20"),
         (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
