@@ -11,6 +11,34 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from marl_flow.datasets.store import EpisodeStore
 
+
+class BadPath(Exception):
+    """A path argument that means no path. Not a ValueError: tyro would replace its message by a general one."""
+
+
+def _path(words: list[str]) -> Path:
+    if not words[0].startswith("~"):  # the import below is a heavy one
+        return Path(words[0])
+    from marl_flow.files import user_path
+    from marl_flow.interfaces import UserError
+
+    try:
+        return user_path(words[0])
+    except UserError as error:
+        raise BadPath(str(error)) from error
+
+
+UserPath = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=_path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A path argument; `~` is the home directory, also where the shell leaves it, as in --out=~/runs."""
 DatasetName = Annotated[str, arg(metavar="DATASET")]
 
 data = tyro.extras.SubcommandApp()
@@ -62,7 +90,7 @@ def data_build(
 
 @data.command(name="prey")
 def data_prey(
-    task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[Path, arg(metavar="FILE")]], /
+    task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[UserPath, arg(metavar="FILE")]], /
 ) -> int:
     """Stores a published prey policy for a task, and prints the name that datasets, runs and evaluations use for it.
 
@@ -110,7 +138,7 @@ def data_fetch(
 @data.command(name="import")
 def data_import(
     layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    source: Positional[Annotated[Path, arg(metavar="PATH")]],
+    source: Positional[Annotated[UserPath, arg(metavar="PATH")]],
     dataset: Positional[DatasetName],
     /,
     *,
@@ -139,7 +167,7 @@ def data_import(
 def data_export(
     dataset: Positional[DatasetName],
     layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    target: Positional[Annotated[Path, arg(metavar="PATH")]],
+    target: Positional[Annotated[UserPath, arg(metavar="PATH")]],
     /,
 ) -> int:
     """Writes a dataset in a published layout; importing it again gives the same data.

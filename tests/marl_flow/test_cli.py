@@ -105,6 +105,22 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
     assert cli.with_settings(["eval", *given]) == ["eval", *given]
 
 
+def test_a_tilde_in_a_path_is_the_home_directory(place: Path, monkeypatch, capsys) -> None:
+    """Catches a folder called `~` in the current folder, which is what --out=~/x gives where no shell replaces it."""
+    monkeypatch.setenv("HOME", str(place / "home"))
+    assert cli.main([*bc("x", "updates=2")[:3], "--out=~/runs/x", *bc("x", "updates=2")[5:]]) == 0
+    assert cli.main(["eval", "~/runs/x", "--episodes", "2"]) == 0
+    assert cli.main(["report", "~/runs/x", "--out", "~/report"]) == 0
+    assert cli.main(["data", "export", DATASET, "madiff", "~/data/export"]) == 0
+    assert cli.main(["data", "import", "madiff", "~/nothing", "user/mpe/simple_spread/tilde-v1"]) == 2
+    assert str(place / "home" / "nothing") in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["home"]
+    assert {"data", "report", "runs"} <= {path.name for path in (place / "home").iterdir()}
+    assert marl_flow.evaluate("~/runs/x", episodes=2) and marl_flow.results.load("~/runs")
+    assert cli.main(["eval", "~nobody-of-that-name/x"]) == 2
+    assert "home directory that ~ stands for, found none; set HOME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

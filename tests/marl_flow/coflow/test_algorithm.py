@@ -320,8 +320,8 @@ def test_every_width_that_runs_is_accepted(change: dict[str, object], runs: bool
     setting, not come from inside the network."""
     unet = dataclasses.replace(TINY_UNET, horizon=5)
     if not runs:
-        with pytest.raises(ValueError, match="width|unet_multipliers"):
-                dataclasses.replace(unet, **change)
+        with pytest.raises(ValueError, match=r"width|unet_multipliers"):
+            dataclasses.replace(unet, **change)
         return
     config = dataclasses.replace(unet, **change)
     algorithm = build(config)
