@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 import marl_flow
-from marl_flow.cli_data import BadPath, DatasetName, UserPath, data
+from marl_flow.cli_data import BadPath, DatasetName, UserPath, data, for_each
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -134,10 +134,18 @@ def evaluate(
         gate_scale=gate_scale,
         device=device,
     )
-    for folder in runs:
+    evaluated: list[Path] = []
+
+    def evaluate_one(folder: Path) -> None:
         for result in evaluate_run(folder, config, gif=gif, again=again):
             print(describe(result))
-    print(f"next: marl-flow report {' '.join(map(str, runs))}")
+        evaluated.append(folder)
+
+    try:
+        for_each(runs, evaluate_one)
+    finally:
+        if evaluated:
+            print(f"next: marl-flow report {' '.join(map(str, evaluated))}")
     return 0
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
     from marl_flow.datasets.store import EpisodeStore
+
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class BadPath(Exception):
@@ -224,17 +230,39 @@ def data_verify(
         raise UserError(
             f"no dataset in {catalog.data_root()}; build one: marl-flow data build mpe/simple_spread/expert"
         )
-    faults = []
-    for name in wanted:
-        try:
-            passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
-        except UserError as error:
-            faults.append(str(error))
-        else:
-            print(f"{passport['dataset_id']}: whole, digest {passport['digest'][:16]}; {passport['replay']['message']}")
-    if faults:
-        raise UserError("\n".join(faults))
+
+    def verify(name: str) -> None:
+        passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
+        print(f"{passport['dataset_id']}: whole, digest {passport['digest'][:16]}; {passport['replay']['message']}")
+
+    for_each(wanted, verify)
     return 0
+
+
+def for_each(items: Sequence[T], action: Callable[[T], None]) -> None:
+    """Calls `action` with every item, also after one has failed; at the end one error says which failed and why.
+
+    That is a UserError with all messages, or what was raised first where anything else was.
+    """
+    from marl_flow.interfaces import UserError
+
+    messages: list[str] = []
+    unexpected: Exception | None = None
+    for item in items:
+        try:
+            action(item)
+        except BrokenPipeError:  # nobody reads our output any more
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                unexpected = unexpected or error
+            text = str(error) or type(error).__name__
+            messages.append(text if str(item) in text or len(items) == 1 else f"{item}: {text}")
+    if unexpected is not None:
+        log.error("failed:\n%s", "\n".join(messages))
+        raise unexpected
+    if messages:
+        raise UserError("\n".join(messages))
 
 
 def _print_summary(store: EpisodeStore) -> None:

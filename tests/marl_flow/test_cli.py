@@ -18,7 +18,7 @@ import pytest
 import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
-from marl_flow.commands import doctor, quickstart
+from marl_flow.commands import data, doctor, quickstart
 from marl_flow.run_log import read_results
 
 DATASET = "mpe/simple_spread/random"
@@ -204,6 +204,35 @@ def test_faults_are_told_apart_by_their_exit_code(
     assert cli.main(["doctor"]) == code
     text = capsys.readouterr().err
     assert says in text and ("Traceback" in text) == (code == 1)
+
+
+def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> None:
+    """Catches runs that are not evaluated, and datasets that are not verified, because an earlier one is bad; also
+    where what is bad is a fault of ours."""
+    assert cli.main(bc("good", "updates=2")) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", "missing", "good", "gone", "--episodes", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "bc decentralized" in out and out.splitlines()[-1] == "next: marl-flow report good"
+    assert err.count("missing") == err.count("gone") == 1 and len(read_results(place / "good")) == 1
+
+    absent = ("mpe/simple_spread/expert", "mpe/simple_tag/random")
+    assert cli.main(["data", "verify", absent[0], DATASET, absent[1], "--steps", "50"]) == 2
+    out, err = capsys.readouterr()
+    assert f"native/{DATASET}-v1: whole" in out and all(f"native/{name}-v1" in err for name in absent)
+
+    verify, first = data.verify_dataset, []
+
+    def broken(folder: Path, name: str, steps: int | None = None) -> dict:
+        if not first:
+            first.append(name)
+            raise ZeroDivisionError("broken")
+        return verify(folder, name, steps)
+
+    monkeypatch.setattr(data, "verify_dataset", broken)
+    assert cli.main(["data", "verify", DATASET, DATASET, "--steps", "50"]) == 1
+    out, err = capsys.readouterr()
+    assert "whole" in out and "bug in marl_flow (ZeroDivisionError)" in err
 
 
 def test_data_commands_tell_what_is_here(
