@@ -27,6 +27,7 @@ from marl_flow.commands import evaluate as evaluation_command
 from marl_flow.commands import train as train_command
 from marl_flow.commands.evaluate import EvalConfig
 from marl_flow.commands.targets import target_return as target_return_of
+from marl_flow.files import user_path
 from marl_flow.interfaces import ActingConfig, Execution, Policy, TaskSpec, UserError
 from marl_flow.results import Results, load
 from marl_flow.training import checked_device
@@ -57,7 +58,7 @@ def train(
     run = train_command.make_run(
         dataset,
         algorithm,
-        folder=None if out is None else Path(out),
+        folder=None if out is None else user_path(out),
         preset=preset,
         settings=[f"{name}={_text(value)}" for name, value in settings.items()],
         seed=seed,
@@ -92,8 +93,9 @@ def evaluate(
         target=target,
         device=device,
     )
-    evaluation_command.evaluate(Path(run), config)
-    return load(evaluation_command.locate(Path(run))[1])
+    folder = user_path(run)
+    evaluation_command.evaluate(folder, config)
+    return load(evaluation_command.locate(folder)[1])
 
 
 def load_policy(
@@ -112,7 +114,7 @@ def load_policy(
     folder keeps the returns of its data, so that the dataset is not needed; of older folders, and of files moved out of
     theirs, it is, unless target_return is a number. seed: of the noise that the policy draws.
     """
-    file, folder = evaluation_command.locate(Path(run_or_checkpoint))
+    file, folder = evaluation_command.locate(user_path(run_or_checkpoint))
     algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=checked_device(device))
     if execution is None:
         execution, *others = algorithm.executions

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 import marl_flow
-from marl_flow.cli_data import DatasetName, data
+from marl_flow.cli_data import BadPath, DatasetName, UserPath, data, for_each
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -37,7 +37,7 @@ def train(
     preset: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None,
     seed: int = 0,
     device: Device = "cpu",
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    out: Annotated[UserPath | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     paper_settings: Annotated[
         Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION", help_behavior_hint="")
     ] = None,
@@ -84,7 +84,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
+    runs: Positional[Annotated[tuple[UserPath, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
     /,
     *,
     k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 2, 3, 5, 10),
@@ -134,19 +134,27 @@ def evaluate(
         gate_scale=gate_scale,
         device=device,
     )
-    for folder in runs:
+    evaluated: list[Path] = []
+
+    def evaluate_one(folder: Path) -> None:
         for result in evaluate_run(folder, config, gif=gif, again=again):
             print(describe(result))
-    print(f"next: marl-flow report {' '.join(map(str, runs))}")
+        evaluated.append(folder)
+
+    try:
+        for_each(runs, evaluate_one)
+    finally:
+        if evaluated:
+            print(f"next: marl-flow report {' '.join(map(str, evaluated))}")
     return 0
 
 
 @app.command(name="report")
 def report(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
+    runs: Positional[Annotated[tuple[UserPath, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
     /,
     *,
-    out: Path = Path("runs/report"),
+    out: UserPath = Path("runs/report"),
 ) -> int:
     """Writes tables, plots and rollouts of evaluated runs, beside the published results.
 
@@ -167,7 +175,7 @@ def report(
 
 @app.command(name="quickstart")
 def quickstart(
-    *, out: Path = Path("runs/quickstart"), seed: int = 0, episodes: int = 100, device: Device = "cpu"
+    *, out: UserPath = Path("runs/quickstart"), seed: int = 0, episodes: int = 100, device: Device = "cpu"
 ) -> int:
     """From nothing to a results table in minutes: five methods on one small dataset. Started again, it continues
     where it stopped.
@@ -189,7 +197,7 @@ def campaign(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
     /,
     *,
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    out: Annotated[UserPath | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "cpu",
 ) -> int:
     """Runs a fixed table of methods on datasets: builds, trains, evaluates and reports. Started again, it continues
@@ -297,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
+    except BadPath as error:
+        return _fail(str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 from marl_flow import run_log
 from marl_flow.benchmarks import scores, suite
 from marl_flow.config import nearest
+from marl_flow.files import user_path
 from marl_flow.interfaces import EvaluationResult, UserError
 from marl_flow.run_folder import CONFIG, checkpoint_path
 
@@ -115,7 +116,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> Results:
 def run_folders(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Every folder at or below the given ones that holds a results file, sorted, each once."""
     folders: set[Path] = set()
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    for path in map(user_path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; name run folders, or a folder that holds some")
         inside = {file.parent.resolve() for file in path.rglob(run_log.RESULTS)}

@@ -18,7 +18,7 @@ import pytest
 import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
-from marl_flow.commands import doctor, quickstart
+from marl_flow.commands import data, doctor, quickstart
 from marl_flow.run_log import read_results
 
 DATASET = "mpe/simple_spread/random"
@@ -105,6 +105,22 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
     assert cli.with_settings(["eval", *given]) == ["eval", *given]
 
 
+def test_a_tilde_in_a_path_is_the_home_directory(place: Path, monkeypatch, capsys) -> None:
+    """Catches a folder called `~` in the current folder, which is what --out=~/x gives where no shell replaces it."""
+    monkeypatch.setenv("HOME", str(place / "home"))
+    assert cli.main([*bc("x", "updates=2")[:3], "--out=~/runs/x", *bc("x", "updates=2")[5:]]) == 0
+    assert cli.main(["eval", "~/runs/x", "--episodes", "2"]) == 0
+    assert cli.main(["report", "~/runs/x", "--out", "~/report"]) == 0
+    assert cli.main(["data", "export", DATASET, "madiff", "~/data/export"]) == 0
+    assert cli.main(["data", "import", "madiff", "~/nothing", "user/mpe/simple_spread/tilde-v1"]) == 2
+    assert str(place / "home" / "nothing") in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["home"]
+    assert {"data", "report", "runs"} <= {path.name for path in (place / "home").iterdir()}
+    assert marl_flow.evaluate("~/runs/x", episodes=2) and marl_flow.results.load("~/runs")
+    assert cli.main(["eval", "~nobody-of-that-name/x"]) == 2
+    assert "home directory that ~ stands for, found none; set HOME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -117,7 +133,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "--widht", "64"], "nearest: width"),
         (["train", DATASET, "coflow", "train.horizon=3"], "unknown setting 'train.horizon'"),
         (["train", DATASET, "coflow", "width=wide"], "width: expected int, got 'wide'"),
-        (["train", DATASET, "coflow", "width=20"], "divisible by 16"),
+        (["train", DATASET, "coflow", "width=20"], "attention on multiples of 16 channels, got 20"),
         (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
@@ -188,6 +204,35 @@ def test_faults_are_told_apart_by_their_exit_code(
     assert cli.main(["doctor"]) == code
     text = capsys.readouterr().err
     assert says in text and ("Traceback" in text) == (code == 1)
+
+
+def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> None:
+    """Catches runs that are not evaluated, and datasets that are not verified, because an earlier one is bad; also
+    where what is bad is a fault of ours."""
+    assert cli.main(bc("good", "updates=2")) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", "missing", "good", "gone", "--episodes", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "bc decentralized" in out and out.splitlines()[-1] == "next: marl-flow report good"
+    assert err.count("missing") == err.count("gone") == 1 and len(read_results(place / "good")) == 1
+
+    absent = ("mpe/simple_spread/expert", "mpe/simple_tag/random")
+    assert cli.main(["data", "verify", absent[0], DATASET, absent[1], "--steps", "50"]) == 2
+    out, err = capsys.readouterr()
+    assert f"native/{DATASET}-v1: whole" in out and all(f"native/{name}-v1" in err for name in absent)
+
+    verify, first = data.verify_dataset, []
+
+    def broken(folder: Path, name: str, steps: int | None = None) -> dict:
+        if not first:
+            first.append(name)
+            raise ZeroDivisionError("broken")
+        return verify(folder, name, steps)
+
+    monkeypatch.setattr(data, "verify_dataset", broken)
+    assert cli.main(["data", "verify", DATASET, DATASET, "--steps", "50"]) == 1
+    out, err = capsys.readouterr()
+    assert "whole" in out and "bug in marl_flow (ZeroDivisionError)" in err
 
 
 def test_data_commands_tell_what_is_here(
