@@ -415,3 +415,17 @@ def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:
     rates = {one["dataset"]: one["win_rate"] for one in table_of(tmp_path / "out")}
     assert rates == {"user/toy/drift/mine-v1": "1", "user/toy/drift/other-v1": "0.25"}
     assert [row.win_rate for row in found] == [1.0, 0.25]
+
+
+def test_linked_runs_are_in_the_report(tmp_path: Path) -> None:
+    """Catches runs kept on another disk and linked, which were left out without a word; and links in a circle."""
+    run(tmp_path / "runs/here", line(result()))
+    run(tmp_path / "elsewhere/moved", line(result(algorithm="coflow", num_sampling_steps=1)))
+    (tmp_path / "runs/moved").symlink_to("../elsewhere/moved")
+    (tmp_path / "runs/again").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to("../runs")
+    expected = [tmp_path / "elsewhere/moved", tmp_path / "runs/here"]
+    assert results.run_folders(tmp_path / "runs") == [folder.resolve() for folder in expected]
+    assert [row.algorithm for row in results.load(tmp_path / "runs")] == ["coflow", "bc"]
+    _, found = report.write([tmp_path / "runs"], tmp_path / "out")
+    assert len(found) == 2
