@@ -135,7 +135,7 @@ def evaluate(
         device=device,
     )
     for folder in runs:
-        for result in evaluate_run(folder, config, gif=gif, again=again):
+        for result in evaluate_run(folder, config, gif=gif, again=again, progress=True):
             print(describe(result))
     print(f"next: marl-flow report {' '.join(map(str, runs))}")
     return 0
@@ -280,6 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         print(f"marl-flow {marl_flow.__version__}")
         return 0
+    if os.environ.get("NO_COLOR"):  # no-color.org
+        tyro._experimental_options["ansi_codes"] = False
     if str(Path.cwd()) not in sys.path:  # module:Class and module:factory may name files in the current folder
         sys.path.append(str(Path.cwd()))
     description = (

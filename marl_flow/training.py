@@ -26,6 +26,7 @@ from marl_flow.checkpoint import Checkpoint, Header, restore
 from marl_flow.config import digest, to_json
 from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.progress import Bar, progress_bar
 from marl_flow.run_folder import (
     RunRecord,
     lock,
@@ -341,11 +342,9 @@ class _Loop:
         )
         self.last_good = checkpoints.save(self.run_folder, checkpoint, keep=self.training.keep_checkpoints)
 
-    def _bar(self) -> Any:
-        from tqdm import tqdm
-
+    def _bar(self) -> Bar:
         name = f"{self.record.algorithm} {self.record.dataset_id}"
-        return tqdm(total=self.updates, initial=self.update, desc=name, unit=" updates", dynamic_ncols=True)
+        return progress_bar(name, "updates", total=self.updates, initial=self.update)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,9 @@ class EvalConfig:
             raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
 
 
-def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+def evaluate(
+    run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False, progress: bool = False
+) -> list[EvaluationResult]:
     """Evaluates a run folder, or a checkpoint file in one, and appends the results to those of the run.
 
     Returns the new results. What the run holds already is skipped unless `again`: results, and the finished blocks of
@@ -92,6 +94,7 @@ def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = 
                 protocol=protocol,
                 target_rule=rule,
                 logs=list(missing.values()),
+                progress=progress,
             )
             run_log.append_results(folder, new)
             for blocks in missing.values():

@@ -467,3 +467,25 @@ def test_doctor_reads_versions_as_numbers() -> None:
     """Catches 2.13 taken for older than 2.6, and requirements of extras reported as missing."""
     assert doctor.release("2.13.0+cpu") == (2, 13, 0) > doctor.release("2.6")
     assert doctor.library('ruff>=0.6; extra == "dev"', {}) is None
+
+
+def test_a_log_of_training_and_evaluation_is_short(tool: Tool) -> None:
+    """Catches a batch job's log that is 97 % redraws of a bar, in training and in evaluation."""
+    for arguments in (["train", DATASET, "bc", "updates=300", "batch_size=64", "--out", "run"], ["eval", "run"]):
+        done = tool(*arguments)
+        assert done.returncode == 0 and "\r" not in done.stderr
+        assert 1 <= len(done.stderr.splitlines()) <= 3, done.stderr
+        assert "300/300 updates" in done.stderr or "100/100 episodes" in done.stderr
+
+
+def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches escape sequences in the help of somebody who set NO_COLOR."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    options = dict(cli.tyro._experimental_options)
+    for value, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        with pytest.raises(SystemExit):
+            cli.main(["report", "--help"])
+        assert ("\x1b[" in capsys.readouterr().out) == coloured
+    cli.tyro._experimental_options.update(options)
