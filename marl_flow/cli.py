@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import logging
 import os
 import sys
@@ -275,13 +277,12 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted."""
+    _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
         print(f"marl-flow {marl_flow.__version__}")
         return 0
-    if os.environ.get("NO_COLOR"):  # no-color.org
-        tyro._experimental_options["ansi_codes"] = False
     if str(Path.cwd()) not in sys.path:  # module:Class and module:factory may name files in the current folder
         sys.path.append(str(Path.cwd()))
     description = (
@@ -290,11 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     config = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
+        try:
+            return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone or a full disk is no traceback
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except Exception as error:
         from marl_flow.interfaces import UserError
@@ -303,12 +307,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stopped = type(error).__name__ == "TrainingStopped"
             return _fail(str(error), INTERRUPTED if stopped else 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            if error.filename is None:
+                _discard_output()  # it may be the one that cannot be written; a second try at the end would fail too
             return _fail(
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another place",
                 2,
             )
         traceback.print_exc()
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
+
+
+def _prepare_streams() -> None:
+    """Output never fails for a character that the terminal lacks (it shows another one) or for a stream that is closed;
+    NO_COLOR (no-color.org) is heeded."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        tyro._experimental_options["utf8_boxes"] = False
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
+
+
+def _discard_output() -> None:
+    """Sends what is still to be written to standard output nowhere."""
+    with contextlib.suppress(OSError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

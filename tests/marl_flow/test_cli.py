@@ -489,3 +489,32 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pyte
             cli.main(["report", "--help"])
         assert ("\x1b[" in capsys.readouterr().out) == coloured
     cli.tyro._experimental_options.update(options)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_without_some_characters_gets_others(tmp_path: Path, encoding: str) -> None:
+    """Catches a traceback where a terminal or log is not UTF-8, in help, cards and errors."""
+    for arguments, code in ((["data", "show", DATASET], 0), (["--help"], 0), (["eval", "no ☃ run"], 2), (["trian"], 2)):
+        command = [sys.executable, "-m", "marl_flow", *arguments]
+        variables = {**environment(), "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, timeout=120)
+        assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
+        assert done.stdout + done.stderr
+
+
+def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
+    """Catches tracebacks where output is closed, by a daemon or by a reader that has gone, and a full disk unsaid."""
+    tool = f"{sys.executable} -m marl_flow"
+    for line, code in (
+        (f"{tool} data show {DATASET} >&- 2>&-", 0),
+        (f"{tool} --help >&-", 0),
+        (f"{tool} data list <&- >&- 2>&-", 0),
+        (f"{tool} eval nowhere >&- 2>&-", 2),
+        (f"{tool} --help | true", 0),
+        (f"{tool} data list > /dev/full", 2),
+    ):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, timeout=120
+        )
+        assert done.returncode == code and b"Exception" not in done.stderr, (line, done.stderr)
+        assert b"Traceback" not in done.stderr and (code != 2 or "2>&-" in line or b"No space" in done.stderr)
