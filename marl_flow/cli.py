@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def train(
         return 0
     print(f"{run.algorithm} ({run.preset}) on {run.dataset_id}, seed {seed}, into {run.folder}")
     print(runs.describe_training(runs.train(run)))
-    print(f"next: marl-flow eval {run.folder}" + (f" --task {task}" if task else ""))
+    print(shlex.join(["next:", "marl-flow", "eval", str(run.folder), *(["--task", task] if task else [])]))
     return 0
 
 
@@ -120,7 +121,7 @@ def evaluate(
         gif: Also write a rollout_*.gif of the first episode.
         again: Repeat evaluations whose results are there already, and add the new results.
     """
-    from marl_flow.commands.evaluate import EvalConfig, describe
+    from marl_flow.commands.evaluate import EvalConfig, describe, run_folder
     from marl_flow.commands.evaluate import evaluate as evaluate_run
     from marl_flow.interfaces import UserError
 
@@ -136,10 +137,18 @@ def evaluate(
         gate_scale=gate_scale,
         device=device,
     )
-    for folder in runs:
-        for result in evaluate_run(folder, config, gif=gif, again=again, progress=True):
-            print(describe(result))
-    print(f"next: marl-flow report {' '.join(map(str, runs))}")
+    faults, folders = [], []
+    for run in runs:
+        try:
+            for result in evaluate_run(run, config, gif=gif, again=again, progress=True):
+                print(describe(result))
+            folders.append(str(run_folder(run)))
+        except UserError as error:  # the others are evaluated all the same
+            faults.append(str(error))
+    if folders:
+        print(shlex.join(["next:", "marl-flow", "report", *dict.fromkeys(folders)]))
+    if faults:
+        raise UserError("\n".join(faults))
     return 0
 
 
@@ -261,12 +270,13 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
         else:
             if booleans is None:  # what is true or false is known to the methods' own modules
                 from marl_flow.commands.train import boolean_settings
+                from marl_flow.config import SWITCH_WORDS
 
                 booleans = boolean_settings(
                     [word for word in arguments[1:] if not word.startswith("-") and "=" not in word]
                 )
             switch = name.removeprefix("no_") if name.removeprefix("no_") in booleans else None
-            if switch is not None and not (rest and rest[0].lower() in ("true", "false")):
+            if switch is not None and not (rest and rest[0].lower() in SWITCH_WORDS):
                 settings.append(f"{switch}={'true' if switch == name else 'false'}")
             elif rest and not rest[0].startswith("--"):
                 settings.append(f"{name}={rest.pop(0)}")
@@ -292,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = (tyro.conf.FlagCreatePairsOff,)
     try:
         try:
+            _require_command(words)
             return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
         finally:
             sys.stdout.flush()  # here, where a reader that has gone or a full disk is no traceback
@@ -317,13 +328,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
 
 
+def _require_command(words: Sequence[str]) -> None:
+    """Raises for a command that does not exist, with those most like it; tyro lists them all."""
+    commands = app
+    for depth, word in enumerate(words):
+        known = commands._subcommands
+        if word.startswith("-"):
+            return
+        if word not in known:
+            from marl_flow.config import nearest
+            from marl_flow.interfaces import UserError
+
+            raise UserError(f"unknown command {shlex.join(words[: depth + 1])}; {nearest(word, known)}")
+        target = known[word].target
+        if not isinstance(target, tyro.extras.SubcommandApp):
+            return
+        commands = target
+
+
 def _prepare_streams() -> None:
     """Output never fails for a character that the terminal lacks (it shows another one) or for a stream that is closed;
     NO_COLOR (no-color.org) is heeded."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the whole process)
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (stays open)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":

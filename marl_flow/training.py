@@ -54,7 +54,9 @@ class TrainConfig:
     """How to train, whatever the method."""
 
     seed: int = 0
+    """Of the initial weights, the batches and the noise."""
     device: str = "cpu"
+    """cpu, cuda or cuda:1."""
     updates: int | None = None
     """Total number of updates, >= 0; None: the algorithm config's own. A finished run may be continued to more."""
     batch_size: int | None = None
@@ -70,7 +72,9 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Updates between two checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
+    """Number of newest checkpoints that are kept, >= 1."""
     tensorboard: bool = True
+    """Also write the metrics as TensorBoard events, into the folder `tensorboard` of the run."""
 
     def __post_init__(self) -> None:
         minimum = {"micro_batches": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}

@@ -128,6 +128,18 @@ def _prey_beside(task_id: str, unpacked: Path) -> str | None:
     return opponents.add(task_id, files[0]).name if files else None
 
 
+def require_own_name(dataset_id: str) -> None:
+    """Raises, with the form of an id of one's own, for an id that cannot be imported under."""
+    try:
+        catalog.find(dataset_id)
+    except UserError as error:
+        published = dataset_id.partition("/")[0] in catalog.ORIGINS and not dataset_id.startswith("user/")
+        raise UserError(
+            f"cannot import as {dataset_id!r}; data of your own are named user/SUITE/TASK/NAME-v1, for example "
+            "user/mpe/simple_spread/mine-v1" + (f"; of published data: {error}" if published else "")
+        ) from error
+
+
 def import_dataset(
     layout: str,
     source: Path,

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,7 +121,21 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "width=20"], "divisible by 16"),
         (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
-        (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
+        (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'; it has a flag: --seed 1"),
+        (["train", DATASET, "bc", "device=cuda:1"], "--device cuda:1"),
+        (["train", DATASET, "bc", "out=my runs"], "--out 'my runs'"),
+        (["train", DATASET, "bc", "--seeds", "0", "1", "2"], "one seed, named with --seed"),
+        (["train", DATASET, "bc", "--config", "file.json"], "configuration files are not implemented"),
+        (["train", DATASET, "bc", "--wandb"], "Weights & Biases is not implemented"),
+        (["train", DATASET, "bc", "--lr", "0.1"], "it is called learning_rate"),
+        (["train", DATASET, "bc", "updates=2.5"], "updates: expected int"),
+        (["train", DATASET, "bc", "updates=1e-3"], "updates: expected int"),
+        (["train", DATASET, "bc", "amp=perhaps"], "amp: expected bool"),
+        (["train", DATASET, "omar"], "OMAR is not implemented"),
+        (["trian", DATASET], "unknown command trian; nearest: train"),
+        (["data", "lst"], "unknown command data lst; nearest: list"),
+        (["data", "import", "d4rl", "a.hdf5", "user/mine/toy/x"], "user/SUITE/TASK/NAME-v1"),
+        (["data", "import", "d4rl", "a.hdf5", "mine/toy/x"], "user/SUITE/TASK/NAME-v1"),
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
         (["train", DATASET, "coflow", "--width"], "expected a setting as key=value"),
         (["train", DATASET, "bc", "--paper-settings", "centralized"], "the paper configures coflow, not bc"),
@@ -518,3 +533,64 @@ def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
         )
         assert done.returncode == code and b"Exception" not in done.stderr, (line, done.stderr)
         assert b"Traceback" not in done.stderr and (code != 2 or "2>&-" in line or b"No space" in done.stderr)
+
+
+def test_switches_and_counts_may_be_written_in_other_forms(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches updates=2e2, amp=1 and tensorboard=no refused, and other values taken from them."""
+    words = ["updates=2e2", "batch_size=64.0", "amp=1", "tensorboard=no", "--compile", "off", "--agent-id", "yes"]
+    assert cli.main(["train", DATASET, "bc", *words, "--show-config"]) == 0
+    text = capsys.readouterr().out
+    for shown in (
+        "updates=200 ",
+        "batch_size=64 ",
+        "amp=True ",
+        "tensorboard=False ",
+        "compile=False ",
+        "agent_id=True",
+    ):
+        assert shown in text
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "ma_td3_bc", "random"])
+def test_every_listed_setting_has_a_description(
+    place: Path, capsys: pytest.CaptureFixture[str], algorithm: str
+) -> None:
+    """Catches a line of --show-config that says a type alone."""
+    assert cli.main(["train", DATASET, algorithm, "--show-config"]) == 0
+    listed = [line.strip() for line in capsys.readouterr().out.splitlines() if line[:2] == "  " and line[2] != " "]
+    assert len(listed) > 8
+    assert [line for line in listed if line.partition(" ")[2].strip().startswith("(")] == []
+
+
+def test_the_next_command_works_as_it_is_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a suggested command with a path that the shell splits, with a file that is refused, or of a run that is
+    not there; one bad run must not keep the others from being evaluated."""
+    folder = "my runs/é"
+    assert cli.main(bc(folder, "updates=2")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: marl-flow eval '{folder}'"
+    for arguments, code in (
+        ([f"{folder}/checkpoints/update_00000002.safetensors"], 0),
+        (["nowhere", folder], 2),
+        ([folder, str(Path(folder).resolve())], 0),
+    ):
+        assert cli.main(["eval", *arguments, "--episodes", "2"]) == code
+        captured = capsys.readouterr()
+        assert code == 0 or ("nowhere" in captured.err and captured.err.count("marl-flow: ") == 1)
+        (line,) = [line for line in captured.out.splitlines() if line.startswith("next: ")]
+        words = shlex.split(line)[1:]
+        assert words[:3] == ["marl-flow", "report", folder] and "nowhere" not in words
+        assert cli.main(words[1:]) == 0
+        capsys.readouterr()
+    assert cli.main(["eval", f"{folder}/checkpoints"]) == 2
+    assert f"name the run folder, '{folder}'" in capsys.readouterr().err
+
+
+def test_a_target_beyond_reason_does_not_blame_the_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a target return that makes networks overflow, and a message about damaged weights for it."""
+    small = ["width=16", "heads=2", "batch_size=8", "tensorboard=false", "updates=1"]
+    assert cli.main(["train", DATASET, "coflow", "--out", "flow", *small]) == 0
+    for target in ("raw:1e30", "raw:-1e999", "constant:1e20*1e20"):
+        assert cli.main(["eval", "flow", "--k", "1", "--episodes", "1", "--target", target]) == 2
+        error = capsys.readouterr().err
+        assert f"target: {target} is no return" in error and "those of the training data are from" in error
+        assert "weights" not in error
