@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
@@ -114,16 +115,30 @@ def load(paths: str | Path | Iterable[str | Path]) -> Results:
 
 
 def run_folders(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Every folder at or below the given ones that holds a results file, sorted, each once."""
+    """Every folder at or below the given ones that holds a results file, linked ones too, sorted, each once."""
     folders: set[Path] = set()
     for path in map(user_path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; name run folders, or a folder that holds some")
-        inside = {file.parent.resolve() for file in path.rglob(run_log.RESULTS)}
+        inside = set(_with_results(path))
         if not inside:
             raise UserError(f"no {run_log.RESULTS} in or below {path}; evaluate a run first: marl-flow eval {path}")
         folders |= inside
     return sorted(folders)
+
+
+def _with_results(path: Path) -> Iterator[Path]:
+    """Every folder at or below `path` that holds a results file, resolved. Links to folders are followed; each folder
+    is entered once, so that links in a circle come to an end."""
+    entered = set()
+    for name, subfolders, files in os.walk(path, followlinks=True):
+        folder = Path(name).resolve()
+        if folder in entered:
+            subfolders.clear()
+            continue
+        entered.add(folder)
+        if run_log.RESULTS in files:
+            yield folder
 
 
 def _read(folder: Path) -> list[ResultRow]:
