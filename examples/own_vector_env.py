@@ -58,7 +58,7 @@ class Meeting(BaseEnv):
 
     def step(self, actions: Tensor) -> TimeStep:
         self._require_started()
-        finished = self.met | self.late
+        finished = self.met | (self.steps >= SPEC.max_steps)
         actions = self._check_discrete(actions, self._legal(), finished)
         moves = torch.tensor([0, -1, 1], device=self.device)[actions]
         self.cells = torch.where(finished[:, None], self.cells, self.cells + moves)  # a finished row freezes
@@ -78,10 +78,6 @@ class Meeting(BaseEnv):
     def met(self) -> Tensor:
         return (self.cells[:, 0] - self.cells[:, 1]).abs() <= 1
 
-    @property
-    def late(self) -> Tensor:
-        return self.steps >= SPEC.max_steps
-
     def _begin(self, cells: Tensor, steps: Tensor) -> TimeStep:
         self.cells, self.steps, self._has_begun = cells, steps, True
         return self._time_step(torch.zeros(self.num_envs, dtype=self._dtype, device=self.device))
@@ -95,7 +91,7 @@ class Meeting(BaseEnv):
             observations=torch.stack([seen, seen.flip(1)], -1),  # [E, N, O]
             rewards=rewards[:, None].repeat(1, 2),  # [E, N]
             terminated=self.met,
-            truncated=self.late & ~self.met,
+            truncated=(self.steps >= SPEC.max_steps) & ~self.met,
             action_mask=self._legal(),
         )
 

@@ -131,7 +131,7 @@ def slug(heading: str) -> str:
 def headings(page: Path) -> set[str]:
     """Anchors of a page, or of the file that is all it includes."""
     text = page.read_text(encoding="utf-8")
-    if included := re.match(r"```\{include\} (\S+)", text):
+    if included := re.search(r"^```\{include\} (\S+)", text, re.MULTILINE):
         return headings((page.parent / included[1]).resolve())
     return {slug(line.lstrip("#")) for line in prose(text).splitlines() if line.startswith("#")}
 
