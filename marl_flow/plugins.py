@@ -21,6 +21,8 @@ def load_object(reference: str, example: str) -> Any:
             f"{reference}: cannot import the module {module_name} ({error}); install its package, or run in the folder "
             "that holds it"
         ) from error
+    except SyntaxError as error:
+        raise UserError(f"{reference}: {error.filename}, line {error.lineno}: {error.msg}; mend the module") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             known = [

@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package, record = root / "their_methods", root / "their_methods-1.0.dist-info"
     package.mkdir()
     (package / "__init__.py").write_text(MODULE)
+    (root / "unfinished.py").write_text("class Method(")
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: their_methods\nVersion: 1.0\n")
     (record / "entry_points.txt").write_text("[marl_flow.algorithms]\nlinear = their_methods:Linear\n")
@@ -115,6 +116,7 @@ def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
         ("their_methods:Linar", "no attribute Linar; it defines"),
         ("nobodys_methods:Linear", "cannot import the module nobodys_methods"),
         ("linaer", "nearest: linear"),
+        ("unfinished:Method", "unfinished.py, line 1: "),
         ("their_methods:", "expected module:name such as"),
     ],
 )
