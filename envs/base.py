@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,7 +53,10 @@ class BaseEnv:
 
     def _check_seeds(self, seeds: Sequence[int]) -> list[int]:
         """E seeds as plain integers."""
-        seeds = [int(seed) for seed in seeds]
+        try:
+            seeds = [operator.index(seed) for seed in seeds]
+        except TypeError as error:
+            raise self._error(f"expected a whole number as seed of each environment, got {seeds!r}") from error
         if len(seeds) != self._num_envs:
             raise self._error(f"expected {self._num_envs} seeds, one per environment, got {len(seeds)}")
         if min(seeds) < 0 or max(seeds) > MAX_SEED:
