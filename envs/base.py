@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -46,6 +47,10 @@ class BaseEnv:
     def _error(self, message: str) -> UserError:
         """An error about this environment, to be raised."""
         return UserError(f"{self._spec.task_id}: {message}")
+
+    def _refuse_copy(self, what_is_lost: str, remedy: str) -> NoReturn:
+        """Raises, instead of a pickle or a copy that would be another environment."""
+        raise self._error(f"expected to copy or pickle all of it, but {what_is_lost} cannot be copied; {remedy}")
 
     def _require_started(self) -> None:
         if not self._has_begun:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from marl_flow import baselines, checkpoint, datasets
+from marl_flow import baselines, checkpoint, datasets, envs
 from marl_flow.commands import data, train
 from marl_flow.datasets.store import EpisodeStore
 from marl_flow.datasets.windows import WindowSampler
 from marl_flow.interfaces import ActingConfig, UserError, WindowSpec
 from marl_flow.normalize import KINDS, Normalizers
+from marl_flow.policies import UniformPolicy
 
 DATASET = "mpe/simple_spread/random"
 COPIES = pytest.mark.parametrize(
@@ -125,3 +126,32 @@ def test_spawned_workers_read_a_store(store: EpisodeStore) -> None:
     loader = torch.utils.data.DataLoader(Frames(store), batch_size=9, num_workers=1, multiprocessing_context="spawn")
     found = torch.cat(list(loader))
     assert torch.equal(found, torch.from_numpy(datasets.load(DATASET).rewards.copy()))
+
+
+@COPIES
+@pytest.mark.parametrize("task_id", ["mpe/simple_spread", "smac/3m", "mamujoco/2ant", "mamujoco/v1/Ant/2x4"])
+def test_environments(copied: Copy, task_id: str) -> None:
+    """Catches an environment that cannot be sent to a worker, and a copy in the middle of an episode that silently
+    plays another one: it must go on as the original does, or be refused."""
+    env = envs.make(task_id, 2)
+    both = [env, copied(env)]
+    uniform = UniformPolicy(env.spec.action)
+
+    def play(steps: int) -> None:
+        uniform.reset(2, torch.Generator().manual_seed(steps))
+        for _ in range(steps):
+            mask = both[0].action_mask
+            actions = uniform.act(both[0].observations, mask, both[0].rewards)
+            both[:] = [each.step(actions) for each in rows]
+            assert torch.equal(both[0].observations, both[1].observations)
+            assert torch.equal(both[0].rewards, both[1].rewards)
+
+    rows = list(both)
+    both = [each.reset([5, 6]) for each in rows]
+    play(4)
+    if task_id.startswith("mamujoco/"):
+        with pytest.raises(UserError, match=rf"{task_id}: expected to copy .* the engine's state"):
+            copied(env)
+        return
+    rows[1] = copied(env)
+    play(5)
