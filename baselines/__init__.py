@@ -14,6 +14,8 @@ _CLASSES = (
     ("random", "marl_flow.baselines.random_policy", "RandomChoice"),
 )
 NAMES = tuple(name for name, _, _ in _CLASSES)
+PUBLISHED_ONLY = ("omar", "madiff", "dof", "madt", "ma_cql", "ma-cql", "cql", "ma_icq", "ma-icq", "icq", "qmix", "iql")
+"""Methods that people ask for, and that are here as published numbers at most."""
 
 
 def get(name: str) -> type[Algorithm]:
@@ -29,6 +31,11 @@ def get(name: str) -> type[Algorithm]:
 
     own = {known: f"{module}:{attribute}" for known, module, attribute in _CLASSES}
     reference = own.get(name) or (name if ":" in name else offered_reference(ENTRY_POINTS, name))
+    if reference is None and name.lower() in PUBLISHED_ONLY:
+        raise UserError(
+            f"{name.upper()} is not implemented (reports show published results of other methods beside yours); the "
+            f"methods here are {', '.join(NAMES)}, and your own as module:Class"
+        )
     if reference is None:
         raise UserError(
             f"unknown algorithm {name!r}; {nearest(name, (*NAMES, *offered_names(ENTRY_POINTS)))}; one of your own "

@@ -37,7 +37,9 @@ class BCConfig:
     learning_rate: float = 1e-3
     """Of Adam, > 0."""
     updates: int = 1000
+    """Number of updates, >= 0."""
     batch_size: int = 1024
+    """Windows per update, >= 1."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0 or self.updates < 0 or self.batch_size < 1 or min(self.hidden, default=0) < 1:

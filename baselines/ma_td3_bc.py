@@ -49,15 +49,19 @@ class TD3BCConfig:
     target_noise: float = 0.2
     """Standard deviation of the noise on target actions, in half action ranges, >= 0."""
     target_noise_clip: float = 0.5
+    """Bound of that noise, in half action ranges, >= 0."""
     policy_delay: int = 2
     """Critic updates per actor update, >= 1."""
     hidden: tuple[int, ...] = (128, 128)
     """Widths of the hidden layers of actors and critics."""
     critic_layer_norm: bool = True
+    """Layer normalisation in the hidden layers of the critics."""
     learning_rate: float = 3e-3
     """Of Adam, actors and critics alike, > 0."""
     updates: int = 2500
+    """Number of critic updates, >= 0."""
     batch_size: int = 512
+    """Windows per update, >= 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount < 1 or not 0 < self.target_rate <= 1 or self.policy_delay < 1 or self.alpha < 0:

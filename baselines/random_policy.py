@@ -17,6 +17,7 @@ class RandomConfig:
     updates: int = 0
     """There is nothing to train; more updates change nothing."""
     batch_size: int = 1
+    """Windows per update, >= 1; nothing looks at them."""
 
 
 class RandomChoice(Algorithm):

@@ -19,7 +19,18 @@ from typing import Any
 from marl_flow import results
 from marl_flow.benchmarks import scores, suite
 from marl_flow.benchmarks.figures import plot
-from marl_flow.benchmarks.rows import TableRow, beats, by_data, data_title, label, table_rows
+from marl_flow.benchmarks.rows import (
+    TableRow,
+    beats,
+    by_data,
+    data_title,
+    differences,
+    differing_settings,
+    label,
+    setting_text,
+    settings_of,
+    table_rows,
+)
 from marl_flow.interfaces import UserError
 
 log = logging.getLogger(__name__)
@@ -29,10 +40,14 @@ MARKER = "report.json"
 
 
 def record(row: TableRow, rows: Sequence[TableRow]) -> dict[str, Any]:
-    """A row as the columns of results.csv: returns raw, latencies in milliseconds. rows: those it is compared with."""
+    """A row as the columns of results.csv: returns raw, latencies in milliseconds, and every setting that differs.
+
+    rows: those it is compared with.
+    """
     first, (low, high) = row.first, row.interval or (None, None)
     win_low, win_high = row.win_interval or (None, None)
     p50, p95 = row.latency_ms or (None, None)
+    values = settings_of(row)
     device, model = row.machines[0] if len(row.machines) == 1 else ("mixed", "mixed")
     return {
         "dataset": first.dataset_id,
@@ -68,6 +83,7 @@ def record(row: TableRow, rows: Sequence[TableRow]) -> dict[str, Any]:
         "protocol": first.protocol,
         "device": device,
         "model": model,
+        **{name: setting_text(values[name]) if name in values else None for name in differing_settings(rows)},
     }
 
 
@@ -100,6 +116,25 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
 
 
+def filled_table(header: Sequence[str], body: Sequence[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """A Markdown table without the columns that are empty, or hold dashes alone."""
+    kept = [index for index in range(len(header)) if any(cells[index] not in ("", "-") for cells in body)]
+    aligned = set(right)
+    return table(
+        [header[index] for index in kept],
+        [[cells[index] for index in kept] for cells in body],
+        [place for place, index in enumerate(kept) if index in aligned],
+    )
+
+
+def best(rows: Sequence[TableRow]) -> list[TableRow]:
+    """The rows with the highest mean return; none where there is nothing to compare."""
+    if len(rows) < 2:
+        return []
+    highest = max(row.mean for row in rows)
+    return [row for row in rows if row.mean == highest]
+
+
 def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
     """Markdown of one dataset: our own results on it."""
     header = [
@@ -108,8 +143,10 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
         *("Target return", "Passes", "Latency p50 / p95, ms", "Protocol"),
     ]
     body = []
+    winners = best(rows)
     for row in rows:
         first, columns = row.first, record(row, rows)
+        mean = interval_text(row.mean, row.interval)
         target = "-" if first.target_return is None else f"{first.target_return:.1f} ({first.target_rule})"
         body.append(
             [
@@ -117,7 +154,7 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
                 first.execution[0].upper(),
                 str(first.num_sampling_steps or "-"),
                 m_text(row),
-                interval_text(row.mean, row.interval),
+                f"**{mean}**" if row in winners else mean,
                 score_text(row),
                 win_text(row),
                 "-" if columns["beats_bc"] is None else f"{columns['beats_bc']:.2f}",
@@ -142,7 +179,7 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
         f"## {title}",
         f"Task {rows[0].first.task_id}{against}. {scale} Latency: one joint decision at batch 1 on "
         f"{', '.join(devices)}.",
-        table(header, body, range(2, 11)),
+        filled_table(header, body, range(2, 11)),
     ]
     return "\n\n".join(lines)
 
@@ -150,9 +187,8 @@ def dataset_section(title: str, rows: Sequence[TableRow]) -> str:
 def published_section(dataset: str) -> str:
     """Markdown of what was published for suite/task/quality, on both scales, derived figures in italics."""
     body = []
-    for row in suite.published():
-        if row.dataset != dataset:
-            continue
+    rows = [row for row in suite.published() if row.dataset == dataset]
+    for row in sorted(rows, key=lambda row: -(row.on_scale("raw") or row.on_scale("normalized") or (0.0, None))[0]):
         cells = []
         for scale in ("raw", "normalized"):
             value = row.on_scale(scale)
@@ -160,7 +196,7 @@ def published_section(dataset: str) -> str:
             cells.append(text if value is None or scale == row.scale else f"*{text}*")
         body.append([row.method, *cells, row.scale, row.spread_kind, suite.SOURCES[row.source], row.note])
     header = ["Published method", "Return", "Score", "Printed as", "± is", "Source", "Note"]
-    return table(header, body, (1, 2)) if body else ""
+    return filled_table(header, body, (1, 2)) if body else ""
 
 
 def m_text(row: TableRow) -> str:
@@ -220,56 +256,72 @@ def summary(rows: Sequence[TableRow]) -> str:
     return "\n".join(lines)
 
 
-Acting = tuple[str, str, str, int, int]
-"""Algorithm, preset, execution, sampling steps (0: it takes none), actions a plan: a column of the overview."""
+Acting = tuple[bool, str, str, str, int, int]
+"""Whether it is the random policy (which comes last), algorithm, preset, execution, sampling steps (0: it takes none),
+actions a plan: a column of the overview, or several where a dataset has several rows of it."""
 
 
 def overview(rows: Sequence[TableRow]) -> str:
-    """Markdown with a line per dataset and `return [95 %] (score) won` in each cell: the columns that all datasets have
-    and then, for datasets that have more, every step count and every number of actions a plan.
+    """Markdown with a line per dataset and `return [95 %] (score) won` in each cell, the best of the line in bold.
 
-    A cell is empty where a dataset has several rows for it, which the section of the dataset tells apart.
+    A column per way of acting, and per variant where a dataset has several of one: `coflow-C k=1, width=64`. A dash
+    stands where a dataset lacks what another has.
     """
     groups = by_data(rows)
-    cells: dict[str, dict[Acting, list[TableRow]]] = {}
-    for title, group in groups.items():
-        for row in group:
-            first = row.first
-            steps = first.num_sampling_steps or 0
-            acting = (first.algorithm, first.preset, first.execution, steps, first.actions_per_plan)
-            cells.setdefault(title, {}).setdefault(acting, []).append(row)
-    in_all = set.intersection(*(set(line) for line in cells.values()))
-    tables = [_overview_table(cells, sorted(in_all))]
-    more = {title: line for title, line in cells.items() if any(acting[3] for acting in set(line) - in_all)}
-    if more:
-        sampling = {acting for line in more.values() for acting in line if acting[3]}
-        tables.append(_overview_table(more, sorted(sampling)))
-    return "\n\n".join(tables)
-
-
-def _overview_table(cells: Mapping[str, Mapping[Acting, Sequence[TableRow]]], columns: Sequence[Acting]) -> str:
+    names = {id(row): name for name, row in _columns(groups)}
+    columns = list(dict.fromkeys(name for name, _ in _columns(groups)))
     body = []
-    for title, by_acting in cells.items():
-        counts = {str(len(row.training_seeds)) for rows in by_acting.values() for row in rows}
-        line = [title, ", ".join(sorted(counts))]
-        for acting in columns:
-            rows = by_acting.get(acting, [])
-            if len(rows) != 1:
-                line.append("")
-                continue
-            row = rows[0]
+    for title, group in groups.items():
+        winners = best(group)
+        counts = sorted({len(row.training_seeds) for row in group})
+        cells = dict.fromkeys(columns, "-")
+        for row in group:
             score = row.score(row.mean)
             text = interval_text(row.mean, row.interval)
             text += "" if score is None else f" ({score:.1f})"
             text += "" if row.win_rate is None else f" {100 * row.win_rate:.0f} % won"
-            line.append(text)
-        body.append(line)
-    names = [
-        (f"{name}-{execution[0].upper()} k={k}" if k else name) + (f" m={m}" if m != 1 else "")
-        for name, _, execution, k, m in columns
-    ]
-    header = ["Dataset", "Training seeds", *names]
+            cells[names[id(row)]] = f"**{text}**" if row in winners else text
+        body.append([title, ", ".join(map(str, counts)), *cells.values()])
+    header = ["Dataset", "Training seeds", *columns]
     return table(header, body, range(1, len(header)))
+
+
+def _columns(groups: Mapping[str, Sequence[TableRow]]) -> list[tuple[str, TableRow]]:
+    """The name of each row's column in the overview, in the order of the columns."""
+    cells: dict[Acting, list[list[TableRow]]] = {}
+    for group in groups.values():
+        of_group: dict[Acting, list[TableRow]] = {}
+        for row in group:
+            of_group.setdefault(_acting(row), []).append(row)
+        for acting, variants in of_group.items():
+            cells.setdefault(acting, []).append(variants)
+    presets: dict[str, set[str]] = {}
+    for _, algorithm, preset, *_ in cells:
+        presets.setdefault(algorithm, set()).add(preset)
+    named = []
+    for acting in sorted(cells):
+        _, algorithm, preset, execution, k, m = acting
+        name = algorithm + (f" ({preset})" if len(presets[algorithm]) > 1 else "")
+        name += (f"-{execution[0].upper()} k={k}" if k else "") + (f" m={m}" if m != 1 else "")
+        if not k and sum(other[:3] == acting[:3] and not other[4] for other in cells) > 1:
+            name += f"-{execution[0].upper()}"
+        several = [variants for variants in cells[acting] if len(variants) > 1]
+        for variants in cells[acting]:
+            for row in variants:
+                # alone here, and one of several elsewhere: under the name that it has there
+                digest = row.first.config_digest
+                elsewhere = [other for other in several if any(r.first.config_digest == digest for r in other)]
+                rivals = variants if len(variants) > 1 or not elsewhere else elsewhere[0]
+                shown = differences(row, rivals, without=("actions_per_plan",))
+                named.append((", ".join([name, *shown]), row))
+    return named
+
+
+def _acting(row: TableRow) -> Acting:
+    first = row.first
+    steps = first.num_sampling_steps or 0
+    names = (first.algorithm == "random", first.algorithm, first.preset)
+    return (*names, first.execution, steps, first.actions_per_plan)
 
 
 def markdown(
@@ -291,7 +343,8 @@ def markdown(
     if len(by_data(rows)) > 1:
         parts += [
             "## Overview",
-            "Return with its interval, the score in brackets, and the share of won episodes.",
+            "Return with its interval, the score in brackets, and the share of won episodes; the best of each dataset "
+            "in bold, a dash where a dataset lacks what another has.",
             overview(rows),
         ]
     for title, group in by_data(rows).items():
@@ -309,13 +362,14 @@ def markdown(
                 "it with the reference returns above."
             )
             parts.append(published)
-    if any(row.first.task_id.startswith("mpe/") for row in rows):
+    mpe = {name for name in suite.dataset_means() if name.startswith("mpe/")}
+    if mpe <= {row.dataset for row in rows}:  # a mean over all of them says nothing beside one of them
         averages = suite.published_averages("mpe", "normalized")
         body = [
             [method, f"{score:.1f}", suite.SOURCES[source]]
             for (method, source), score in sorted(averages.items(), key=lambda item: -item[1])
         ]
-        parts.append("## Published averages over the 12 MPE datasets, all as scores")
+        parts.append(f"## Published averages over the {len(mpe)} MPE datasets, all as scores")
         parts.append(table(["Published method", "Mean score", "Source"], body, [1]))
     parts.append("## Where each row comes from")
     parts.append(sources(rows))

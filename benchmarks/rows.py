@@ -7,7 +7,7 @@ origins, configs, budgets, targets, protocols or evaluation seeds never share on
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from marl_flow.benchmarks import scores, suite
 from marl_flow.results import ResultRow
+from marl_flow.run_folder import MAY_CHANGE
 from marl_flow.seeding import derive_seed
 
 log = logging.getLogger(__name__)
@@ -137,10 +138,19 @@ def _order(row: TableRow) -> tuple[Any, ...]:
             first.algorithm == "random",
             first.algorithm,
             first.preset,
+            _sortable(first.settings or {}),
             first.config_digest,
         ),
         *(first.execution, first.gate_scale, first.target_rule, first.protocol, first.update),
         *(first.actions_per_plan, steps, first.seeds),
+    )
+
+
+def _sortable(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Settings in an order that puts numbers by size, so that variants of a method stand as one would list them."""
+    return tuple(
+        (name, 0, value, "") if isinstance(value, int | float) else (name, 1, 0, str(value))
+        for name, value in sorted(settings.items())
     )
 
 
@@ -179,24 +189,81 @@ def _data_digest(row: TableRow, rows: Sequence[TableRow]) -> list[str]:
     return [f"data {digest[:8]}"] if digests - {digest} else []
 
 
-def label(row: TableRow, rows: Sequence[TableRow]) -> str:
-    """`algorithm (preset)`, and whatever sets it apart from others of that name on its dataset and execution."""
+def settings_of(row: TableRow) -> dict[str, Any]:
+    """Every setting that a row was trained with, as `settings.width` or `training.amp`; {} where none is recorded.
+
+    What no weight depends on (MAY_CHANGE) is left out but for the number of updates, and so are training seed and
+    device, which have columns of their own.
+    """
+    values = {f"settings.{name}": value for name, value in (row.first.settings or {}).items()}
+    for name, value in (row.first.training or {}).items():
+        if name == "updates" or f"training.{name}" not in {*MAY_CHANGE, "training.seed", "training.device"}:
+            values[f"training.{name}"] = value
+    return values
+
+
+def differing_settings(rows: Sequence[TableRow]) -> list[str]:
+    """Names of the settings that have several values among the rows that have the setting at all."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in settings_of(row).items():
+            values.setdefault(name, set()).add(setting_text(value))
+    return [name for name, texts in values.items() if len(texts) > 1]
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(setting_text, value))
+    return str(value)
+
+
+def differences(row: TableRow, rivals: Sequence[TableRow], *, without: Collection[str] = ()) -> list[str]:
+    """What sets a row apart from others, as short texts such as `width=64`. Settings have their names; a digest stands
+    only where the settings are not recorded. without: fields of results that are shown elsewhere."""
     first = row.first
-    differences = {
-        "config_digest": f"config {first.config_digest[:6]}",
+    texts = {
         "update": f"{first.update} updates",
         "actions_per_plan": f"m={first.actions_per_plan}",
         "gate_scale": f"gates x {first.gate_scale:g}",
         "target_rule": f"target {first.target_rule}",
         "protocol": first.protocol,
-        "seeds": f"{len(first.seeds)} episodes",
+        "seeds": _episodes_text(row, rivals),
     }
-    same = ("dataset_id", "dataset_digest", "algorithm", "preset", "execution")
-    namesakes = [r.first for r in rows if all(getattr(r.first, name) == getattr(first, name) for name in same)]
-    shown = [
+    shown = []
+    others = [rival for rival in rivals if rival.first.config_digest != first.config_digest]
+    if others:
+        values = settings_of(row)
+        lengths_differ = any(rival.first.update != first.update for rival in others)
+        names = [
+            name
+            for name in differing_settings([row, *others])
+            if name in values
+            and not name.startswith("training.updates")
+            and not (lengths_differ and name == "settings.updates")
+        ]
+        shown = [f"{name.partition('.')[2]}={setting_text(values[name])}" for name in names]
+        if (not names and not lengths_differ) or any(not settings_of(rival) for rival in (row, *others)):
+            shown.append(f"config {first.config_digest[:6]}")
+    shown += [
         text
-        for name, text in differences.items()
-        if any(getattr(namesake, name) != getattr(first, name) for namesake in namesakes)
+        for name, text in texts.items()
+        if name not in without and any(getattr(rival.first, name) != getattr(first, name) for rival in rivals)
     ]
+    return shown
+
+
+def _episodes_text(row: TableRow, rivals: Sequence[TableRow]) -> str:
+    """`20 episodes`, and the first one's seed where a rival played as many other ones."""
+    seeds = row.first.seeds
+    as_many = any(len(rival.first.seeds) == len(seeds) and rival.first.seeds != seeds for rival in rivals)
+    return f"{len(seeds)} episodes" + (f" from seed {seeds[0]}" if as_many else "")
+
+
+def label(row: TableRow, rows: Sequence[TableRow]) -> str:
+    """`algorithm (preset)`, and whatever sets it apart from others of that name on its dataset and execution."""
+    first = row.first
+    same = ("dataset_id", "dataset_digest", "algorithm", "preset", "execution")
+    namesakes = [r for r in rows if all(getattr(r.first, name) == getattr(first, name) for name in same)]
     name = f"{first.algorithm} ({first.preset})" if first.preset else first.algorithm
-    return ", ".join([name, *_data_digest(row, rows), *shown])
+    return ", ".join([name, *_data_digest(row, rows), *differences(row, namesakes)])

@@ -125,8 +125,12 @@ def load_policy(
             )
     target = None
     if algorithm.return_conditioned:
+        if not isinstance(target_return, str | int | float):
+            raise UserError(f"target_return: expected a number, or text such as quantile:0.9, got {target_return!r}")
         rule = target_return if isinstance(target_return, str) else f"raw:{float(target_return)!r}"
         _, target = target_return_of(rule, algorithm, header, folder, execution)
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+        raise UserError(f"k: expected a whole number of sampling steps from 1 on, got {k!r}")
     steps = 1 if k is None and algorithm.samples_in_steps else k
     acting = ActingConfig(execution=execution, num_sampling_steps=steps, target_return=target)
     return LoadedPolicy(algorithm, acting, seed)
@@ -143,6 +147,9 @@ class LoadedPolicy:
         self.policy: Policy = algorithm.policy(acting)
         self._num_envs: int | None = None
         self._resets = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.algorithm.name} trained for {self.spec.task_id}, acting as {self.acting}>"
 
     @property
     def spec(self) -> TaskSpec:

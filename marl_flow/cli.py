@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -62,7 +65,7 @@ def train(
     """
     from marl_flow.commands import train as runs
 
-    _load_task(task)
+    _load_task(task, dataset)
     run = runs.make_run(
         dataset,
         algorithm,
@@ -78,7 +81,7 @@ def train(
         return 0
     print(f"{run.algorithm} ({run.preset}) on {run.dataset_id}, seed {seed}, into {run.folder}")
     print(runs.describe_training(runs.train(run)))
-    print(f"next: marl-flow eval {run.folder}" + (f" --task {task}" if task else ""))
+    print(shlex.join(["next:", "marl-flow", "eval", str(run.folder), *(["--task", task] if task else [])]))
     return 0
 
 
@@ -118,7 +121,7 @@ def evaluate(
         gif: Also write a rollout_*.gif of the first episode.
         again: Repeat evaluations whose results are there already, and add the new results.
     """
-    from marl_flow.commands.evaluate import EvalConfig, describe
+    from marl_flow.commands.evaluate import EvalConfig, describe, run_folder
     from marl_flow.commands.evaluate import evaluate as evaluate_run
     from marl_flow.interfaces import UserError
 
@@ -134,18 +137,18 @@ def evaluate(
         gate_scale=gate_scale,
         device=device,
     )
-    evaluated: list[Path] = []
+    evaluated: list[str] = []
 
-    def evaluate_one(folder: Path) -> None:
-        for result in evaluate_run(folder, config, gif=gif, again=again):
+    def evaluate_one(run: Path) -> None:
+        for result in evaluate_run(run, config, gif=gif, again=again, progress=True):
             print(describe(result))
-        evaluated.append(folder)
+        evaluated.append(str(run_folder(run)))
 
     try:
         for_each(runs, evaluate_one)
     finally:
         if evaluated:
-            print(f"next: marl-flow report {' '.join(map(str, evaluated))}")
+            print(shlex.join(["next:", "marl-flow", "report", *dict.fromkeys(evaluated)]))
     return 0
 
 
@@ -231,12 +234,18 @@ def doctor() -> int:
     return 1 if problems else 0
 
 
-def _load_task(task: str | None) -> None:
-    """Registers the environment of a task that is not the suite's own."""
+def _load_task(task: str | None, dataset: str | None = None) -> None:
+    """Registers the environment of a task that is not the suite's own, which must be the dataset's."""
     if task is not None:
         from marl_flow import envs
+        from marl_flow.datasets import catalog
+        from marl_flow.interfaces import UserError
 
-        envs.load_factory(task)
+        task_id = envs.load_factory(task)
+        if dataset is not None and (wanted := catalog.parse(dataset).task_id) != task_id:
+            raise UserError(
+                f"--task {task} makes {task_id}, but {dataset} is of {wanted}; name the factory of that task"
+            )
 
 
 def with_settings(arguments: Sequence[str]) -> list[str]:
@@ -267,12 +276,13 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
         else:
             if booleans is None:  # what is true or false is known to the methods' own modules
                 from marl_flow.commands.train import boolean_settings
+                from marl_flow.config import SWITCH_WORDS
 
                 booleans = boolean_settings(
                     [word for word in arguments[1:] if not word.startswith("-") and "=" not in word]
                 )
             switch = name.removeprefix("no_") if name.removeprefix("no_") in booleans else None
-            if switch is not None and not (rest and rest[0].lower() in ("true", "false")):
+            if switch is not None and not (rest and rest[0].lower() in SWITCH_WORDS):
                 settings.append(f"{switch}={'true' if switch == name else 'false'}")
             elif rest and not rest[0].startswith("--"):
                 settings.append(f"{name}={rest.pop(0)}")
@@ -283,6 +293,7 @@ def with_settings(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a fault of ours, 2 bad input, 130 interrupted."""
+    _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words == ["--version"]:
@@ -296,27 +307,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     config = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
+        try:
+            _require_command(words)
+            return app.cli(prog="marl-flow", description=description, args=with_settings(words), config=config) or 0
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone or a full disk is no traceback
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
     except BadPath as error:
         return _fail(str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
     except Exception as error:
-        from marl_flow.interfaces import UserError
+        from marl_flow.interfaces import ContractError, UserError
 
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | ContractError):
             stopped = type(error).__name__ == "TrainingStopped"
             return _fail(str(error), INTERRUPTED if stopped else 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            if error.filename is None:
+                _discard_output()  # it may be the one that cannot be written; a second try at the end would fail too
             return _fail(
                 f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another place",
                 2,
             )
         traceback.print_exc()
+        if place := _foreign_place(error):
+            return _fail(f"{type(error).__name__} in {place}, which is not marl_flow's; see the lines above", 1)
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
+
+
+def _foreign_place(error: Exception) -> str | None:
+    """File and line where code raised that is neither ours nor an installed library's; None where there is none."""
+    package = Path(__file__).resolve().parent
+    ours = {package, *((package / name).resolve() for name in ("envs", "datasets", "baselines", "benchmarks"))}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if ours & set(file.parents):
+            return None
+        library = "site-packages" in file.parts or str(file).startswith(sys.base_prefix)
+        if not library and not frame.filename.startswith("<"):
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
+
+
+def _require_command(words: Sequence[str]) -> None:
+    """Raises for a command that does not exist, with those most like it; tyro lists them all."""
+    commands = app
+    for depth, word in enumerate(words):
+        known = commands._subcommands
+        if word.startswith("-"):
+            return
+        if word not in known:
+            from marl_flow.config import nearest
+            from marl_flow.interfaces import UserError
+
+            raise UserError(f"unknown command {shlex.join(words[: depth + 1])}; {nearest(word, known)}")
+        target = known[word].target
+        if not isinstance(target, tyro.extras.SubcommandApp):
+            return
+        commands = target
+
+
+def _prepare_streams() -> None:
+    """Output never fails for a character that the terminal lacks (it shows another one) or for a stream that is closed;
+    NO_COLOR (no-color.org) is heeded."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 (stays open)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        tyro._experimental_options["utf8_boxes"] = False
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
+
+
+def _discard_output() -> None:
+    """Sends what is still to be written to standard output nowhere."""
+    with contextlib.suppress(OSError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

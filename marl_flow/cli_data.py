@@ -163,8 +163,9 @@ def data_import(
         prey: The prey that data of tag and world were collected against, where the files do not say so; see
             marl-flow data prey.
     """
-    from marl_flow.commands.data import import_dataset
+    from marl_flow.commands.data import import_dataset, require_own_name
 
+    require_own_name(dataset)
     _print_summary(import_dataset(layout, source, dataset, prey=prey))
     return 0
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,10 @@ from typing import Any, TypeVar
 from marl_flow.interfaces import UserError
 
 C = TypeVar("C")
+SWITCH_WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+"""What a setting that is true or false may be given as."""
+WHOLE = re.compile(r"[-+]?\d+(\.\d*)?([eE]\+?\d{1,2})?")
+"""A whole number in another form, such as 2e5 or 200.0, when its value is whole."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
@@ -84,8 +89,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
         origin = typing.get_origin(option)
         if origin is typing.Literal or option is str:
             return text
-        if option is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
+        if option is bool and text.lower() in SWITCH_WORDS:
+            return SWITCH_WORDS[text.lower()]
         if origin is tuple:
             element = typing.get_args(option)[0]
             items = [item for item in text.strip("()[] ").split(",") if item.strip()]
@@ -94,6 +99,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
             try:
                 return option(text)
             except ValueError:
+                if option is int and WHOLE.fullmatch(text) and float(text).is_integer():
+                    return int(float(text))
                 continue
     raise UserError(f"{name}: expected {_describe(hint)}, got {text!r}")
 

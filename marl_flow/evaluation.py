@@ -30,6 +30,7 @@ from marl_flow.interfaces import (
     UserError,
     VectorEnv,
 )
+from marl_flow.progress import progress_bar
 from marl_flow.rollout import Episodes, rollout, rollout_together
 from marl_flow.run_log import BlockLog
 
@@ -70,18 +71,33 @@ def evaluate(
     steps_at_once: int = 100_000,
     latency_calls: int = 50,
     logs: Sequence[BlockLog] | None = None,
+    progress: bool = False,
 ) -> list[EvaluationResult]:
     """One result per request, over one episode per seed.
 
     header: of the checkpoint that the algorithm is. target_rule: how the requests' target returns were chosen, e.g.
     quantile:0.9. steps_at_once: how many environment steps to play side by side at most, unless one block has more; it
     changes no result. logs: one per request; they keep every finished block, and those they hold already are not played
-    again, so that a kill costs unfinished blocks only. Latencies are measured after all episodes.
+    again, so that a kill costs unfinished blocks only. Latencies are measured after all episodes. progress: show a bar.
     """
     single = make_env(1)
     require_same_task(algorithm.spec, single.spec)
     policies = [algorithm.policy(request) for request in requests]  # refuses impossible requests before anything runs
-    episodes = play(algorithm, make_env, requests, seeds, noise_seed=noise_seed, steps_at_once=steps_at_once, logs=logs)
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if progress:
+            title = f"evaluating {header.run.algorithm} {header.run.dataset_id}"
+            bar = stack.enter_context(progress_bar(title, "episodes", total=len(requests) * len(seeds)))
+        episodes = play(
+            algorithm,
+            make_env,
+            requests,
+            seeds,
+            noise_seed=noise_seed,
+            steps_at_once=steps_at_once,
+            logs=logs,
+            progress=None if bar is None else bar.update,
+        )
     device, model = machine(algorithm)
     results = []
     for request, policy, played in zip(requests, policies, episodes, strict=True):
@@ -130,17 +146,21 @@ def play(
     noise_seed: int = 0,
     steps_at_once: int = 100_000,
     logs: Sequence[BlockLog] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Episodes]:
     """The episodes of each request, block by block, the requests side by side.
 
     Each request plays a block with a policy of its own, unless its log holds the block; as many requests as fit into
-    `steps_at_once` share one environment. How they share does not change what they play.
+    `steps_at_once` share one environment. How they share does not change what they play. progress: called with the
+    number of episodes that were finished since the last call.
     """
     rows = block_rows(algorithm.spec.max_steps)
     blocks = [tuple(seeds[start : start + rows]) for start in range(0, len(seeds), rows)]
     parts: list[dict[int, Episodes]] = [{} for _ in requests]
     for part, log in zip(parts, logs, strict=True) if logs else ():
         part |= {number: Episodes.from_json(record) for number, record in log.read().items()}
+    if progress is not None:
+        progress(sum(len(block) for part in parts for number, block in enumerate(blocks) if number in part))
     for number, block in enumerate(blocks):
         missing = [which for which, part in enumerate(parts) if number not in part]
         while missing:
@@ -156,6 +176,8 @@ def play(
                 parts[which][number] = episodes
                 if logs:
                     logs[which].add(number, episodes.to_json())
+            if progress is not None:
+                progress(len(taken) * len(block))
     return [Episodes.joined([part[number] for number in range(len(blocks))]) for part in parts]
 
 

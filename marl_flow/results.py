@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from marl_flow import run_log
 from marl_flow.benchmarks import scores, suite
@@ -47,6 +48,13 @@ class ResultRow(EvaluationResult):
     settings: Mapping[str, Any] | None = dataclasses.field(hash=False)
     training: Mapping[str, Any] | None = dataclasses.field(hash=False)
     environment: Mapping[str, Any] | None = dataclasses.field(hash=False)
+
+    def __repr__(self) -> str:
+        steps = "" if self.num_sampling_steps is None else f", k={self.num_sampling_steps}"
+        return (
+            f"<{self.algorithm} ({self.preset}, seed {self.training_seed}) on {self.dataset_id}, {self.execution}"
+            f"{steps}: return {self.team_return_mean:.1f} over {len(self.seeds)} episodes>"
+        )
 
     @property
     def team_return_mean(self) -> float:
@@ -78,6 +86,14 @@ class Results(list[ResultRow]):
                 raise UserError(f"unknown field {name!r} of a result; {nearest(name, names)}")
         return Results(row for row in self if all(getattr(row, name) == value for name, value in values.items()))
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ResultRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ResultRow | Results:
+        found = super().__getitem__(index)
+        return Results(found) if isinstance(found, list) else found
+
     def to_pandas(self) -> pandas.DataFrame:
         """A data frame with a row per result and a column per field, as `settings.width` where it is one of a mapping.
 
@@ -99,16 +115,30 @@ def load(paths: str | Path | Iterable[str | Path]) -> Results:
 
 
 def run_folders(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Every folder at or below the given ones that holds a results file, sorted, each once."""
+    """Every folder at or below the given ones that holds a results file, linked ones too, sorted, each once."""
     folders: set[Path] = set()
     for path in map(user_path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; name run folders, or a folder that holds some")
-        inside = {file.parent.resolve() for file in path.rglob(run_log.RESULTS)}
+        inside = set(_with_results(path))
         if not inside:
             raise UserError(f"no {run_log.RESULTS} in or below {path}; evaluate a run first: marl-flow eval {path}")
         folders |= inside
     return sorted(folders)
+
+
+def _with_results(path: Path) -> Iterator[Path]:
+    """Every folder at or below `path` that holds a results file, resolved. Links to folders are followed; each folder
+    is entered once, so that links in a circle come to an end."""
+    entered = set()
+    for name, subfolders, files in os.walk(path, followlinks=True):
+        folder = Path(name).resolve()
+        if folder in entered:
+            subfolders.clear()
+            continue
+        entered.add(folder)
+        if run_log.RESULTS in files:
+            yield folder
 
 
 def _read(folder: Path) -> list[ResultRow]:

@@ -22,10 +22,11 @@ import torch
 from marl_flow import checkpoint as checkpoints
 from marl_flow import seeding
 from marl_flow.algorithm import Algorithm, reference
-from marl_flow.checkpoint import Checkpoint, Header, restore
+from marl_flow.checkpoint import Checkpoint, Header, require_reloadable, restore
 from marl_flow.config import digest, to_json
 from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
+from marl_flow.progress import Bar, progress_bar
 from marl_flow.run_folder import (
     RunRecord,
     lock,
@@ -53,7 +54,9 @@ class TrainConfig:
     """How to train, whatever the method."""
 
     seed: int = 0
+    """Of the initial weights, the batches and the noise."""
     device: str = "cpu"
+    """cpu, cuda or cuda:1."""
     updates: int | None = None
     """Total number of updates, >= 0; None: the algorithm config's own. A finished run may be continued to more."""
     batch_size: int | None = None
@@ -69,7 +72,9 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Updates between two checkpoints; one is always written at the end."""
     keep_checkpoints: int = 2
+    """Number of newest checkpoints that are kept, >= 1."""
     tensorboard: bool = True
+    """Also write the metrics as TensorBoard events, into the folder `tensorboard` of the run."""
 
     def __post_init__(self) -> None:
         minimum = {"micro_batches": 1, "log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 1}
@@ -160,6 +165,7 @@ def train(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
+    require_reloadable(algorithm, config)
     with lock(run_folder):
         read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)
@@ -341,11 +347,9 @@ class _Loop:
         )
         self.last_good = checkpoints.save(self.run_folder, checkpoint, keep=self.training.keep_checkpoints)
 
-    def _bar(self) -> Any:
-        from tqdm import tqdm
-
+    def _bar(self) -> Bar:
         name = f"{self.record.algorithm} {self.record.dataset_id}"
-        return tqdm(total=self.updates, initial=self.update, desc=name, unit=" updates", dynamic_ncols=True)
+        return progress_bar(name, "updates", total=self.updates, initial=self.update)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from marl_flow.datasets.windows import WindowSampler, return_percentiles
 from marl_flow.datasets.writer import AlreadyThere, refuse_foreign, remove_store, replace_store
 from marl_flow.interfaces import Restorable, TaskSpec, TransitionChecker, UserError, VectorEnv
 from marl_flow.normalize import Normalizers
+from marl_flow.progress import progress_bar
 from marl_flow.training import TrainingData
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,6 @@ def build_dataset(
 
     prey: name of the opponent to collect against (`opponents.names`) in tag and world, instead of the task's own.
     """
-    from tqdm import tqdm
-
     identity = catalog.find(dataset_id).dataset_id
     name = str(identity)
     if identity.task_id in envs.TASKS:  # an unknown prey is refused before anything is written
@@ -60,7 +59,7 @@ def build_dataset(
         refuse_foreign(folder)
         folder = folder.resolve()  # where the folder is a link, the one it leads to is replaced
     new_folder = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
-    with tqdm(desc=f"building {name}", unit=" episodes", dynamic_ncols=True) as bar:
+    with progress_bar(f"building {name}", "episodes") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
@@ -86,8 +85,6 @@ def fetch_datasets(
     """Downloads, unpacks and imports published datasets, with progress bars; refuses, before any download, those that
     are not published, and tag and world data whose prey is neither named nor in the archive. What is here already is
     passed over, and said to be. Archives are deleted at the end, once for all datasets they hold."""
-    from tqdm import tqdm
-
     from marl_flow.datasets.remote import fetch
     from marl_flow.datasets.remote.download import Progress
 
@@ -103,11 +100,13 @@ def fetch_datasets(
         wanted.append(name)
 
     def bar(title: str) -> Progress:
-        shown = tqdm(desc=title, unit="B", unit_scale=True, dynamic_ncols=True)
+        shown = progress_bar(title, "B", scale=True)
 
         def show(done: int, total: int | None) -> None:
             shown.total = total
             shown.update(done - shown.n)
+            if done == total:
+                shown.close()
 
         return show
 
@@ -130,6 +129,18 @@ def _prey_beside(task_id: str, unpacked: Path) -> str | None:
     if len(files) > 1:
         raise UserError(f"expected one {opponents.PUBLISHED_FILE} of {task_id} below {unpacked}, found {len(files)}")
     return opponents.add(task_id, files[0]).name if files else None
+
+
+def require_own_name(dataset_id: str) -> None:
+    """Raises, with the form of an id of one's own, for an id that cannot be imported under."""
+    try:
+        catalog.find(dataset_id)
+    except UserError as error:
+        published = dataset_id.partition("/")[0] in catalog.ORIGINS and not dataset_id.startswith("user/")
+        raise UserError(
+            f"cannot import as {dataset_id!r}; data of your own are named user/SUITE/TASK/NAME-v1, for example "
+            "user/mpe/simple_spread/mine-v1" + (f"; of published data: {error}" if published else "")
+        ) from error
 
 
 def import_dataset(
@@ -275,9 +286,23 @@ def _against(task_id: str, prey: str | None) -> TaskSpec:
     return dataclasses.replace(spec, opponent=prey)
 
 
+def require_task(stored: TaskSpec, offered: TaskSpec, dataset_id: str) -> None:
+    """Raises unless the environment is of the task that the data are of."""
+    before, after = stored.to_json(), offered.to_json()
+    names = dict.fromkeys([*before, *after])
+    found = [f"{n}: {before.get(n)} there, {after.get(n)} here" for n in names if before.get(n) != after.get(n)]
+    if found:
+        raise UserError(
+            f"{dataset_id}: the data are of another {stored.task_id} than this environment ({'; '.join(found)}); "
+            "record them again, or name the environment they were recorded in"
+        )
+
+
 def training_data(store: EpisodeStore) -> TrainingData:
     """A store as training sees it; one that does not fit its environment is refused."""
     assert store.digest is not None, "only a store on disk identifies what a run was trained on"
+    if envs.knows(store.spec.task_id):
+        require_task(store.spec, environment(store.spec, 1).spec, store.dataset_id)
     require_replay(store)
     return TrainingData(
         dataset_id=store.dataset_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from marl_flow.commands.targets import target_return
 from marl_flow.config import digest
 from marl_flow.files import atomic_file
 from marl_flow.interfaces import EXECUTIONS, ActingConfig, EvaluationResult, Execution, UserError
-from marl_flow.run_folder import CONFIG, environment_info
+from marl_flow.run_folder import CHECKPOINT_NAME, CONFIG, environment_info
 from marl_flow.run_log import BlockLog
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ class EvalConfig:
             raise UserError(f"gate-scale: expected a number from 0 to 1, got {self.gate_scale}")
 
 
-def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False) -> list[EvaluationResult]:
+def evaluate(
+    run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False, progress: bool = False
+) -> list[EvaluationResult]:
     """Evaluates a run folder, or a checkpoint file in one, and appends the results to those of the run.
 
     Returns the new results. What the run holds already is skipped unless `again`: results, and the finished blocks of
@@ -92,6 +95,7 @@ def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = 
                 protocol=protocol,
                 target_rule=rule,
                 logs=list(missing.values()),
+                progress=progress,
             )
             run_log.append_results(folder, new)
             for blocks in missing.values():
@@ -108,8 +112,21 @@ def evaluate(run: Path, config: EvalConfig, *, gif: bool = False, again: bool = 
 def locate(run: Path) -> tuple[Path, Path]:
     """The checkpoint file that a run folder, or the name of a checkpoint file, stands for, and its run folder."""
     if run.is_dir():
+        inside = sorted(path.name for path in run.iterdir() if CHECKPOINT_NAME.fullmatch(path.name))
+        if inside:
+            raise UserError(
+                f"{run} holds the checkpoints of a run; name the run folder, {shlex.quote(str(run.parent))}, or one of "
+                f"them, such as {shlex.quote(str(run / inside[-1]))}"
+            )
         return checkpoint.latest(run) or run, run
     return run, run.resolve().parent.parent
+
+
+def run_folder(run: Path) -> Path:
+    """The run folder of what `locate` takes, as one would type it."""
+    folder = locate(run)[1]
+    typed = run.parent.parent
+    return typed if not run.is_dir() and typed.resolve() == folder else folder
 
 
 def protocol_of(header: Header, *, is_file: bool) -> str:

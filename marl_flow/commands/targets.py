@@ -14,6 +14,8 @@ from marl_flow.datasets.windows import return_quantile
 from marl_flow.interfaces import Execution, UserError
 from marl_flow.run_folder import stored_percentiles
 
+FAR = 1e6
+"""Times the largest return of the training data: targets beyond are refused."""
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 
 
@@ -32,10 +34,23 @@ def target_return(
     if match := re.fullmatch(rf"quantile:({NUMBER})", rule):
         return rule, _quantile(float(match[1]), algorithm, header, run_folder)
     if match := re.fullmatch(rf"constant:({NUMBER})\*({NUMBER})", rule):
-        return rule, float(match[1]) * float(match[2])
+        return rule, _possible(rule, float(match[1]) * float(match[2]), run_folder)
     if match := re.fullmatch(rf"raw:({NUMBER})", rule):
-        return rule, float(match[1])
+        return rule, _possible(rule, float(match[1]), run_folder)
     raise UserError(f"target: expected quantile:0.9, constant:0.9*700, raw:500 or paper, got {target!r}")
+
+
+def _possible(rule: str, value: float, run_folder: Path) -> float:
+    """The value; a UserError where it is so far from every return in the data that networks only overflow on it."""
+    percentiles = stored_percentiles(run_folder) or [0.0]
+    largest = max(1.0, *map(abs, percentiles))
+    if not abs(value) <= FAR * largest:
+        seen = f"; those of the training data are from {percentiles[0]:.1f} to {percentiles[-1]:.1f}"
+        raise UserError(
+            f"target: {rule} is no return that this run could be asked for{seen if len(percentiles) > 1 else ''}; name "
+            "one nearer to those, or quantile:0.9"
+        )
+    return value
 
 
 def _quantile(q: float, algorithm: Algorithm, header: Header, run_folder: Path) -> float:

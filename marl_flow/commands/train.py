@@ -6,6 +6,8 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import logging
+import shlex
 import textwrap
 import typing
 from collections.abc import Sequence, Set
@@ -17,15 +19,39 @@ from marl_flow import baselines
 from marl_flow.benchmarks import suite
 from marl_flow.commands.data import open_dataset, training_data
 from marl_flow.config import nearest, override
-from marl_flow.datasets import catalog
+from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import Execution, UserError
-from marl_flow.training import TrainConfig, TrainResult
+from marl_flow.training import TrainConfig, TrainResult, checked_device
 from marl_flow.training import train as run_training
+
+log = logging.getLogger(__name__)
 
 TRAIN_PREFIX = "train."
 """Marks a setting as one of training where the algorithm has one of the same name: `train.updates=3000`."""
 OWN_FLAGS = ("seed", "device")
 """Fields of `TrainConfig` with a command-line flag of their own."""
+
+
+HINTS = {
+    "seed": "it has a flag: --seed {value}",
+    "device": "it has a flag: --device {value}",
+    "out": "it has a flag: --out {value}",
+    "preset": "it has a flag: --preset {value}",
+    "task": "it has a flag: --task {value}",
+    "paper_settings": "it has a flag: --paper-settings {value}",
+    "show_config": "it is a flag without a value: --show-config",
+    "seeds": "a command trains one seed, named with --seed; run it once for each",
+    "gpu": "name the device: --device cuda",
+    "cuda": "name the device: --device cuda",
+    "config": "configuration files are not implemented; write settings as key=value, or choose a --preset",
+    "wandb": "logging to Weights & Biases is not implemented; a run's metrics are in its metrics.jsonl and tensorboard "
+    "folder",
+    "lr": "it is called learning_rate",
+    "epochs": "training is counted in updates: updates=1000",
+    "steps": "training is counted in updates: updates=1000",
+    "num_steps": "training is counted in updates: updates=1000",
+}
+"""Settings that people write and that are none: what to write instead. `value` is what they gave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +112,11 @@ def _sorted_settings(settings: Sequence[str], config: Any) -> tuple[dict[str, st
     names_of_training = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in OWN_FLAGS]
     of_algorithm: dict[str, str] = {}
     of_training: dict[str, str] = {}
+    for setting in settings:  # first of all: what follows may be the rest of one of these, as in --seeds 0 1 2
+        name, _, value = setting.partition("=")
+        if name in HINTS and name not in (*names_of_algorithm, *names_of_training):
+            hint = HINTS[name].format(value=shlex.quote(value) if value else name.upper())
+            raise UserError(f"unknown setting {name!r}; {hint}")
     for setting in settings:
         key, equals, value = setting.partition("=")
         name, has_prefix = key.removeprefix(TRAIN_PREFIX), key.startswith(TRAIN_PREFIX)
@@ -171,7 +202,15 @@ def field_meanings(config_class: type) -> dict[str, str]:
 
 def train(run: Run, *, progress: bool = True) -> TrainResult:
     """Trains a run, with a progress bar; continues where it stopped when the folder holds the same run."""
-    data = training_data(open_dataset(run.dataset_id))
+    checked_device(run.training.device)
+    store = open_dataset(run.dataset_id)
+    if difference := native.unlike_recipe(store):
+        log.warning(
+            "%s is not what its recipe makes: %s; results on it stay apart from those on the whole dataset (`marl-flow "
+            "data build %s --force` builds that)",
+            *(run.dataset_id, difference, run.dataset_id),
+        )
+    data = training_data(store)
     algorithm = baselines.get(run.algorithm)
     return run_training(run.folder, algorithm, run.config, run.training, data, preset=run.preset, progress=progress)
 

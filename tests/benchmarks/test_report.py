@@ -311,7 +311,12 @@ def test_published_rows_keep_their_scale_and_mark_what_is_derived(tmp_path: Path
     text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
     assert "| CoFlow-C | 586.2 ± 10.4 | *119.4 ± 2.9* |" in text
     assert "| OMAR | *570.0 ± 9.3* | 114.9 ± 2.6 |" in text
-    assert "| CoFlow-C | 87.5 |" in text and "| MADiff-C | 87.6 |" in text
+    assert "87.5 |" not in text and "averages over the 12" not in text  # of twelve datasets, beside one
+    measured = [
+        line.split(" | ")[1] for line in text.partition("| Published method")[2].splitlines()[2:] if line[:1] == "|"
+    ]
+    means = [float(cell.strip("*").partition(" ")[0]) for cell in measured if cell[0] in "*0123456789"]
+    assert means and means[:10] == sorted(means[:10], reverse=True)
 
 
 def test_a_task_without_references_has_no_score(tmp_path: Path) -> None:
@@ -335,7 +340,9 @@ def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.
         line(result(algorithm="coflow", execution="centralized", num_sampling_steps=k, team_returns=(value,) * 4))
         for k, value in steps.items()
     ]
-    run(tmp_path / "a", *lines, line(result()))
+    published = "omar/mpe/simple_spread/expert-v1"
+    lines = [text.replace(DATASET, published) for text in (*lines, line(result()))]
+    run(tmp_path / "a", *lines)
     monkeypatch.setattr(pyplot, "close", lambda figure: None)
     figures.plot(table.table_rows(results.load(tmp_path / "a")), tmp_path / "plot.png", "the data")
     axes = pyplot.gcf().axes[0]
@@ -344,31 +351,75 @@ def test_the_plot_shows_what_the_table_says(tmp_path: Path, monkeypatch: pytest.
     assert drawn["bc (default)"].get_ydata()[0] == pytest.approx(516.8)
     assert drawn["published mean of the data"].get_ydata()[0] == 516.8
     assert drawn["random (published)"].get_ydata()[0] == 159.8
-    assert axes.get_title().startswith("the data\n")
+    assert axes.get_title() == "the data\nmean and 95 % interval of 4 episodes, training seed 0"
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "10"]
     assert "return" in axes.get_ylabel() and "steps" in axes.get_xlabel()
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width >= 1000
 
 
-def test_the_overview_shows_what_all_datasets_have_and_then_every_step_count(tmp_path: Path) -> None:
-    """Catches a dataset left out, a number under another method, and one of two rows shown for both."""
+def configured(folder: Path, one: EvaluationResult, training: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """A run folder with the config.json of these settings; returns it."""
+    run(folder, line(one))
+    record = {"config_digest": one.config_digest, "config": settings, "training": {"seed": 0, **(training or {})}}
+    (folder / "config.json").write_text(json.dumps({"run": record}), encoding="utf-8")
+    return folder
+
+
+def cells_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in text.split("|")[1:-1]] for text in table.splitlines()]
+
+
+def test_the_overview_shows_every_method_of_every_dataset(tmp_path: Path) -> None:
+    """Catches a method left out because one dataset lacks it, a blank where a dataset has two variants of one, a number
+    under another method, and the best that does not stand out."""
     other = "native/mpe/simple_tag/random-v1"
     tag = {"dataset_id": other, "task_id": "mpe/simple_tag", "opponent": "native-v1", "team_returns": (185.6,) * 4}
-    flow = {"algorithm": "coflow", "preset": "compact", "execution": "centralized"}
-    run(
-        tmp_path / "a",
-        *(line(result()), line(result(config_digest="f" * 16))),
-        *(line(result(**flow, num_sampling_steps=k)) for k in (1, 3, 10)),
-        *(line(result(**tag)), line(result(**flow, **tag, num_sampling_steps=1))),
-    )
-    first, second = report.overview(table.table_rows(results.load(tmp_path / "a"))).split("\n\n")
-    cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in first.splitlines()]
-    assert cells[0] == ["Dataset", "Training seeds", "bc", "coflow-C k=1"]
-    assert cells[2] == [DATASET, "1", "", "516.8 [506.8, 526.8] (100.0)"]
-    assert cells[3] == [other, "1", *["185.6 [185.6, 185.6] (100.0)"] * 2]
-    cells = [[cell.strip() for cell in text.split("|")[1:-1]] for text in second.splitlines()]
-    assert cells[0][2:] == ["coflow-C k=1", "coflow-C k=3", "coflow-C k=10"] and len(cells) == 3
+    flow: dict[str, Any] = {"algorithm": "coflow", "preset": "compact", "execution": "centralized"}
+    flow |= {"num_sampling_steps": 1, "team_returns": (600.0,) * 4}
+    configured(tmp_path / "a", result(), width=32)
+    configured(tmp_path / "b", result(**flow), width=32, learning_rate=0.001)
+    configured(tmp_path / "c", result(**flow, config_digest="f" * 16), width=64, learning_rate=0.001)
+    configured(tmp_path / "d", result(**{**flow, **tag}, config_digest="f" * 16), width=64, learning_rate=0.001)
+    configured(tmp_path / "e", result(**tag, algorithm="ma_td3_bc"))
+    rows = table.table_rows(results.load(tmp_path))
+    header, _, *body = cells_of(report.overview(rows))
+    assert header == [
+        *("Dataset", "Training seeds", "bc", "coflow-C k=1, width=32", "coflow-C k=1, width=64", "ma_td3_bc")
+    ]
+    won, middle = "**600.0 [600.0, 600.0] (123.3)**", "185.6 [185.6, 185.6] (100.0)"
+    assert body[0] == [DATASET, "1", "516.8 [506.8, 526.8] (100.0)", won, won, "-"]
+    assert body[1] == [other, "1", "-", "-", f"**{middle}**", f"**{middle}**"]
+
+
+def test_variants_are_told_apart_by_their_settings(tmp_path: Path) -> None:
+    """Catches variants named by a digest that nobody can read, in tables and in results.csv; a digest is right only
+    where the settings are not recorded."""
+    small, big, lost = (result(config_digest=digit * 16) for digit in "abc")
+    configured(tmp_path / "a", small, {"amp": False, "log_every": 1}, hidden=[32, 32], updates=10)
+    configured(tmp_path / "b", big, {"amp": True, "log_every": 2}, hidden=[64, 64], updates=10)
+    _, found = report.write([tmp_path], tmp_path / "two")
+    assert [table.label(row, found) for row in found] == [
+        *("bc (default), hidden=32,32, amp=False", "bc (default), hidden=64,64, amp=True")
+    ]
+    written = table_of(tmp_path / "two")
+    assert [(row["settings.hidden"], row["training.amp"]) for row in written] == [("32,32", "False"), ("64,64", "True")]
+    assert "settings.updates" not in written[0] and "training.log_every" not in written[0]
+    run(tmp_path / "c", line(lost))
+    rows = table.table_rows(results.load([tmp_path / name for name in "abc"]))
+    labels = [table.label(row, rows) for row in rows]
+    assert len(set(labels)) == 3 and "bc (default), config cccccc" in labels
+
+
+def test_columns_that_are_empty_are_left_out(tmp_path: Path) -> None:
+    """Catches columns of dashes: wins of a task that nobody wins, k of methods that do not sample, empty notes."""
+    run(tmp_path / "a", line(result()), line(result(algorithm="bb", team_returns=(600.0,) * 4)))
+    path, _ = report.write([tmp_path / "a"], tmp_path / "out")
+    section = path.read_text(encoding="utf-8").partition(f"## {DATASET}")[2]
+    header, _, first, *_ = cells_of(section[section.index("| Method") :])
+    assert header[:4] == ["Method", "Exec.", "Return [95 %]", "Score [95 %]"]
+    assert not {"k", "m", "Won, % [95 %]", "Target return"} & set(header)
+    assert first[2] == "**600.0 [600.0, 600.0]**"
 
 
 def test_reused_plans_have_a_column_of_their_own(tmp_path: Path) -> None:
@@ -394,12 +445,51 @@ def test_reused_plans_have_a_column_of_their_own(tmp_path: Path) -> None:
     ]
     text = path.read_text(encoding="utf-8")
     overview = text.partition("## Overview")[2].partition("##")[0]
-    assert "| bc | coflow-C k=3 | coflow-C k=3 m=4 |" in overview and "|  |" not in overview
+    assert "| bc | coflow-C k=3 | coflow-C k=3 m=4 |" in overview and "| - |" not in overview and "|  |" not in overview
     section = [cells.split(" | ") for cells in text.splitlines() if cells.startswith("| coflow (default), m=")]
-    assert [(cells[2], cells[3], cells[12]) for cells in section[:2]] == [("3", "1", "3"), ("3", "4", "0.75")]
+    assert [(cells[2], cells[3], cells[9]) for cells in section[:2]] == [("3", "1", "3"), ("3", "4", "0.75")]
     assert "| bc (default) | D | - | - |" in text
     printed = [text.split() for text in report.summary(found).splitlines() if "m=4" in text]
     assert [words[3:6] for words in printed] == [["C", "3", "4"]] * 2
+
+
+def test_the_data_line_is_of_the_data_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the published mean drawn as that of native data, and that of data of other content."""
+    from marl_flow.benchmarks import figures
+    from marl_flow.commands.data import build_dataset
+
+    monkeypatch.setenv("MARL_FLOW_DATA", str(tmp_path / "data"))
+    name = "native/mpe/simple_spread/random-v1"
+    run(tmp_path / "a", line(result(dataset_id=name)))
+    (row,) = table.table_rows(results.load(tmp_path / "a"))
+    assert figures.data_mean(row) is None  # not on this machine
+    store = build_dataset(name, episodes=4)
+    assert figures.data_mean(row) is None  # of other content
+    run(tmp_path / "a", line(result(dataset_id=name, dataset_digest=store.digest)))
+    (row,) = table.table_rows(results.load(tmp_path / "a"))
+    assert figures.data_mean(row) == (pytest.approx(store.team_returns().mean()), "mean of the data")
+
+
+def test_no_two_lines_of_a_plot_look_alike() -> None:
+    """Catches colours or dashes that repeat when there are more variants than colours."""
+    from marl_flow.benchmarks import figures
+
+    lines = [(f"variant {index}", way) for index in range(20) for way in ("centralized", "decentralized")]
+    styles = figures.line_styles(lines)
+    assert len({(style["color"], style["linestyle"]) for style in styles.values()}) == len(lines)
+    assert "#000000" not in {style["color"] for style in styles.values()}  # the data's own line
+
+
+def test_the_plot_counts_episodes_of_each_seed(tmp_path: Path) -> None:
+    """Catches a title that counts one seed's episodes and does not say that there are several seeds."""
+    from marl_flow.benchmarks import figures
+
+    run(tmp_path / "a", *(line(result(training_seed=seed)) for seed in (0, 2, 5)))
+    rows = table.table_rows(results.load(tmp_path / "a"))
+    assert figures.episodes_text(rows) == "4 episodes of each training seed: 0, 2, 5"
+    run(tmp_path / "b", line(result(algorithm="random", seeds=(1, 2), team_returns=(1.0, 2.0))))
+    rows = table.table_rows(results.load(tmp_path))
+    assert figures.episodes_text(rows) == "2 or 4 episodes of each training seed: 0, 2, 5 (some lines: of fewer)"
 
 
 def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:
@@ -415,3 +505,17 @@ def test_win_rates_have_intervals_that_never_are_points(tmp_path: Path) -> None:
     rates = {one["dataset"]: one["win_rate"] for one in table_of(tmp_path / "out")}
     assert rates == {"user/toy/drift/mine-v1": "1", "user/toy/drift/other-v1": "0.25"}
     assert [row.win_rate for row in found] == [1.0, 0.25]
+
+
+def test_linked_runs_are_in_the_report(tmp_path: Path) -> None:
+    """Catches runs kept on another disk and linked, which were left out without a word; and links in a circle."""
+    run(tmp_path / "runs/here", line(result()))
+    run(tmp_path / "elsewhere/moved", line(result(algorithm="coflow", num_sampling_steps=1)))
+    (tmp_path / "runs/moved").symlink_to("../elsewhere/moved")
+    (tmp_path / "runs/again").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere/round").symlink_to("../runs")
+    expected = [tmp_path / "elsewhere/moved", tmp_path / "runs/here"]
+    assert results.run_folders(tmp_path / "runs") == [folder.resolve() for folder in expected]
+    assert [row.algorithm for row in results.load(tmp_path / "runs")] == ["coflow", "bc"]
+    _, found = report.write([tmp_path / "runs"], tmp_path / "out")
+    assert len(found) == 2

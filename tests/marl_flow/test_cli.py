@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,7 +137,21 @@ def test_a_tilde_in_a_path_is_the_home_directory(place: Path, monkeypatch, capsy
         (["train", DATASET, "coflow", "width=20"], "attention on multiples of 16 channels, got 20"),
         (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
-        (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'"),
+        (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'; it has a flag: --seed 1"),
+        (["train", DATASET, "bc", "device=cuda:1"], "--device cuda:1"),
+        (["train", DATASET, "bc", "out=my runs"], "--out 'my runs'"),
+        (["train", DATASET, "bc", "--seeds", "0", "1", "2"], "one seed, named with --seed"),
+        (["train", DATASET, "bc", "--config", "file.json"], "configuration files are not implemented"),
+        (["train", DATASET, "bc", "--wandb"], "Weights & Biases is not implemented"),
+        (["train", DATASET, "bc", "--lr", "0.1"], "it is called learning_rate"),
+        (["train", DATASET, "bc", "updates=2.5"], "updates: expected int"),
+        (["train", DATASET, "bc", "updates=1e-3"], "updates: expected int"),
+        (["train", DATASET, "bc", "amp=perhaps"], "amp: expected bool"),
+        (["train", DATASET, "omar"], "OMAR is not implemented"),
+        (["trian", DATASET], "unknown command trian; nearest: train"),
+        (["data", "lst"], "unknown command data lst; nearest: list"),
+        (["data", "import", "d4rl", "a.hdf5", "user/mine/toy/x"], "user/SUITE/TASK/NAME-v1"),
+        (["data", "import", "d4rl", "a.hdf5", "mine/toy/x"], "user/SUITE/TASK/NAME-v1"),
         (["train", DATASET, "coflow", "width"], "expected a setting as key=value"),
         (["train", DATASET, "coflow", "--width"], "expected a setting as key=value"),
         (["train", DATASET, "bc", "--paper-settings", "centralized"], "the paper configures coflow, not bc"),
@@ -196,14 +211,26 @@ def test_faults_are_told_apart_by_their_exit_code(
     error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches bugs that look like bad input, a full disk that looks like a bug, and Ctrl-C with a traceback."""
-
-    def fail(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cli.app, "cli", fail)
+    names: dict = {"error": error}
+    exec(compile("def fail(**_): raise error", cli.__file__, "exec"), names)  # as if a line of ours raised
+    monkeypatch.setattr(cli.app, "cli", names["fail"])
     assert cli.main(["doctor"]) == code
     text = capsys.readouterr().err
     assert says in text and ("Traceback" in text) == (code == 1)
+
+
+def test_an_error_in_a_users_code_is_not_called_our_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a report of a bug in marl_flow for a line in somebody's own method or task."""
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(cli.app, "cli", fail)
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().err
+    assert f"RuntimeError in {__file__}" in text and "bug" not in text.splitlines()[-1]
 
 
 def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> None:
@@ -232,7 +259,7 @@ def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> N
     monkeypatch.setattr(data, "verify_dataset", broken)
     assert cli.main(["data", "verify", DATASET, DATASET, "--steps", "50"]) == 1
     out, err = capsys.readouterr()
-    assert "whole" in out and "bug in marl_flow (ZeroDivisionError)" in err
+    assert "whole" in out and "ZeroDivisionError in" in err
 
 
 def test_data_commands_tell_what_is_here(
@@ -512,3 +539,115 @@ def test_doctor_reads_versions_as_numbers() -> None:
     """Catches 2.13 taken for older than 2.6, and requirements of extras reported as missing."""
     assert doctor.release("2.13.0+cpu") == (2, 13, 0) > doctor.release("2.6")
     assert doctor.library('ruff>=0.6; extra == "dev"', {}) is None
+
+
+def test_a_log_of_training_and_evaluation_is_short(tool: Tool) -> None:
+    """Catches a batch job's log that is 97 % redraws of a bar, in training and in evaluation."""
+    for arguments in (["train", DATASET, "bc", "updates=300", "batch_size=64", "--out", "run"], ["eval", "run"]):
+        done = tool(*arguments)
+        assert done.returncode == 0 and "\r" not in done.stderr
+        assert 1 <= len(done.stderr.splitlines()) <= 3, done.stderr
+        assert "300/300 updates" in done.stderr or "100/100 episodes" in done.stderr
+
+
+def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches escape sequences in the help of somebody who set NO_COLOR."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    options = dict(cli.tyro._experimental_options)
+    for value, coloured in (("", True), ("1", False)):
+        monkeypatch.setenv("NO_COLOR", value)
+        with pytest.raises(SystemExit):
+            cli.main(["report", "--help"])
+        assert ("\x1b[" in capsys.readouterr().out) == coloured
+    cli.tyro._experimental_options.update(options)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_without_some_characters_gets_others(tmp_path: Path, encoding: str) -> None:
+    """Catches a traceback where a terminal or log is not UTF-8, in help, cards and errors."""
+    for arguments, code in ((["data", "show", DATASET], 0), (["--help"], 0), (["eval", "no ☃ run"], 2), (["trian"], 2)):
+        command = [sys.executable, "-m", "marl_flow", *arguments]
+        variables = {**environment(), "PYTHONIOENCODING": encoding}
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, timeout=120)
+        assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
+        assert done.stdout + done.stderr
+
+
+def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
+    """Catches tracebacks where output is closed, by a daemon or by a reader that has gone, and a full disk unsaid."""
+    tool = f"{sys.executable} -m marl_flow"
+    for line, code in (
+        (f"{tool} data show {DATASET} >&- 2>&-", 0),
+        (f"{tool} --help >&-", 0),
+        (f"{tool} data list <&- >&- 2>&-", 0),
+        (f"{tool} eval nowhere >&- 2>&-", 2),
+        (f"{tool} --help | true", 0),
+        (f"{tool} data list > /dev/full", 2),
+    ):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, env=environment(), capture_output=True, timeout=120
+        )
+        assert done.returncode == code and b"Exception" not in done.stderr, (line, done.stderr)
+        assert b"Traceback" not in done.stderr and (code != 2 or "2>&-" in line or b"No space" in done.stderr)
+
+
+def test_switches_and_counts_may_be_written_in_other_forms(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches updates=2e2, amp=1 and tensorboard=no refused, and other values taken from them."""
+    words = ["updates=2e2", "batch_size=64.0", "amp=1", "tensorboard=no", "--compile", "off", "--agent-id", "yes"]
+    assert cli.main(["train", DATASET, "bc", *words, "--show-config"]) == 0
+    text = capsys.readouterr().out
+    for shown in (
+        "updates=200 ",
+        "batch_size=64 ",
+        "amp=True ",
+        "tensorboard=False ",
+        "compile=False ",
+        "agent_id=True",
+    ):
+        assert shown in text
+
+
+@pytest.mark.parametrize("algorithm", ["bc", "ma_td3_bc", "random"])
+def test_every_listed_setting_has_a_description(
+    place: Path, capsys: pytest.CaptureFixture[str], algorithm: str
+) -> None:
+    """Catches a line of --show-config that says a type alone."""
+    assert cli.main(["train", DATASET, algorithm, "--show-config"]) == 0
+    listed = [line.strip() for line in capsys.readouterr().out.splitlines() if line[:2] == "  " and line[2] != " "]
+    assert len(listed) > 8
+    assert [line for line in listed if line.partition(" ")[2].strip().startswith("(")] == []
+
+
+def test_the_next_command_works_as_it_is_printed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a suggested command with a path that the shell splits, with a file that is refused, or of a run that is
+    not there; one bad run must not keep the others from being evaluated."""
+    folder = "my runs/é"
+    assert cli.main(bc(folder, "updates=2")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: marl-flow eval '{folder}'"
+    for arguments, code in (
+        ([f"{folder}/checkpoints/update_00000002.safetensors"], 0),
+        (["nowhere", folder], 2),
+        ([folder, str(Path(folder).resolve())], 0),
+    ):
+        assert cli.main(["eval", *arguments, "--episodes", "2"]) == code
+        captured = capsys.readouterr()
+        assert code == 0 or ("nowhere" in captured.err and captured.err.count("marl-flow: ") == 1)
+        (line,) = [line for line in captured.out.splitlines() if line.startswith("next: ")]
+        words = shlex.split(line)[1:]
+        assert words[:3] == ["marl-flow", "report", folder] and "nowhere" not in words
+        assert cli.main(words[1:]) == 0
+        capsys.readouterr()
+    assert cli.main(["eval", f"{folder}/checkpoints"]) == 2
+    assert f"name the run folder, '{folder}'" in capsys.readouterr().err
+
+
+def test_a_target_beyond_reason_does_not_blame_the_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a target return that makes networks overflow, and a message about damaged weights for it."""
+    small = ["width=16", "heads=2", "batch_size=8", "tensorboard=false", "updates=1"]
+    assert cli.main(["train", DATASET, "coflow", "--out", "flow", *small]) == 0
+    for target in ("raw:1e30", "raw:-1e999", "constant:1e20*1e20"):
+        assert cli.main(["eval", "flow", "--k", "1", "--episodes", "1", "--target", target]) == 2
+        error = capsys.readouterr().err
+        assert f"target: {target} is no return" in error and "those of the training data are from" in error
+        assert "weights" not in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -31,7 +32,9 @@ def former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_report_has_the_same_numbers(former: Path) -> None:
     """Catches a field, an interval or an order of rows that changed under results that are there already."""
     report.write([former], former.with_name("report"))
-    assert (former.with_name("report") / "results.csv").read_text() == (former / "report.csv").read_text()
+    written = list(csv.reader((former.with_name("report") / "results.csv").open(newline="")))
+    stored = list(csv.reader((former / "report.csv").open(newline="")))
+    assert [cells[: len(stored[0])] for cells in written] == stored  # settings that differ have columns after these
     rows = results.load(former)
     assert [row.algorithm for row in rows] == ["bc", *["coflow"] * 4]
     assert all(row.checkpoint is not None and row.settings is not None for row in rows)
