@@ -27,6 +27,7 @@ def require(dataset_id: str, root: Path | None = None) -> Path:
     from marl_flow.interfaces import UserError
 
     entry, folder = catalog.find(dataset_id), catalog.folder_of(dataset_id, root)
+    catalog.refuse_dangling(folder)
     if not folder.exists():
         raise UserError(f"expected dataset {entry.dataset_id} in {folder}, found nothing; {entry.how_to_get}")
     return folder

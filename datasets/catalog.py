@@ -150,6 +150,15 @@ def folder_of(dataset_id: str, root: Path | None = None) -> Path:
     return data_root(root) / str(find(dataset_id).dataset_id)
 
 
+def refuse_dangling(folder: Path) -> None:
+    """Raises a UserError where a dataset's folder is a link to one that is gone."""
+    if folder.is_symlink() and not folder.exists():
+        raise UserError(
+            f"{folder}: expected a dataset's folder, found a link to {folder.readlink()}, which is not there; mount "
+            "its disk or bring the folder back, or remove the link"
+        )
+
+
 def user_datasets(root: Path | None = None) -> tuple[str, ...]:
     """Ids of the `user` datasets that have a folder under the data root, whole or not, in order of name."""
     base = data_root(root)
@@ -159,7 +168,7 @@ def user_datasets(root: Path | None = None) -> tuple[str, ...]:
 def _named_folders(base: Path, user: Path) -> Iterator[str]:
     for folder in user.glob("*/*/*"):
         name = folder.relative_to(base).as_posix()
-        if folder.is_dir() and _FULL.fullmatch(name):
+        if (folder.is_dir() or folder.is_symlink()) and _FULL.fullmatch(name):
             yield name
 
 

@@ -23,10 +23,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class EpisodeStore:
     has_final_observation: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     digest: str | None = None
+    _folder: ClassVar[Path | None] = None
+    """Where the store was opened. No field: what `dataclasses.replace` makes of a store is not what lies there."""
 
     def __post_init__(self) -> None:
         arrays = dict(self.arrays())
@@ -80,6 +82,13 @@ class EpisodeStore:
             view.flags.writeable = False
             object.__setattr__(self, name, view)
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies: a store opened from disk is opened there again, one in memory takes its arrays along."""
+        if self._folder is not None:
+            return _open_again, (self._folder, self.dataset_id, self.digest)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _from_values, (values | {"provenance": dict(self.provenance)},)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and array of everything stored, in a fixed order."""
@@ -133,7 +142,11 @@ class EpisodeStore:
         Neighbours in order (a slice, a range) are views and cost nothing; any other choice copies the chosen rows, so
         that every store is packed and none holds rows that were left out.
         """
-        chosen = np.arange(self.num_episodes)[episodes if isinstance(episodes, slice) else np.asarray(episodes)]
+        wanted = episodes if isinstance(episodes, slice) else np.asarray(episodes)
+        if not isinstance(wanted, slice) and wanted.size and wanted.dtype.kind not in "iub":
+            raise ValueError(f"select needs numbers of episodes, got {episodes} ({wanted.dtype})")
+        empty = not isinstance(wanted, slice) and not wanted.size
+        chosen = np.arange(0) if empty else np.arange(self.num_episodes)[wanted]
         if chosen.ndim != 1 or chosen.size == 0:
             raise ValueError(f"select needs at least one of the {self.num_episodes} episodes, got {episodes}")
         lengths = self.lengths[chosen]
@@ -159,6 +172,22 @@ class EpisodeStore:
         absent = "" if self.has_final_observation else ", final observations absent"
         head = f"EpisodeStore {self.dataset_id}: {self.num_episodes:,} episodes, {self.num_steps:,} steps{absent}"
         return "\n".join([head, *(f"  {n:<13} {a.dtype!s:<8} {list(a.shape)}" for n, a in self.arrays())])
+
+
+def _from_values(values: Mapping[str, Any]) -> EpisodeStore:
+    """A store in memory, from a pickle."""
+    return EpisodeStore(**values)
+
+
+def _open_again(folder: Path, dataset_id: str, digest: str) -> EpisodeStore:
+    """The store in a folder, which must still be the one that was pickled or copied."""
+    store = open_store(folder, verify=False, dataset_id=dataset_id)
+    if store.digest != digest:
+        raise UserError(
+            f"expected {dataset_id} in {folder} as it was when its store was pickled (digest {digest[:16]}), found "
+            f"digest {str(store.digest)[:16]}: it was built again meanwhile; load it instead"
+        )
+    return store
 
 
 def as_tensor(array: np.ndarray, device: torch.device) -> Tensor:
@@ -250,6 +279,7 @@ def _open_arrays(folder: Path, manifest: Mapping[str, Any]) -> EpisodeStore:
             f"{MANIFEST}: expected {manifest['episodes']} episodes of {manifest['steps']} steps, "
             f"found {store.num_episodes} of {store.num_steps} in the arrays"
         )
+    object.__setattr__(store, "_folder", folder.absolute())
     return store
 
 

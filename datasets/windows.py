@@ -13,6 +13,7 @@ H = 9 (`Guowei-Zou/coflow-release: diffuser/datasets/sequence.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,10 @@ class WindowSampler:
         self._returns = torch.from_numpy(store.returns_to_go(window.discount)).to(self.device)
         self._state = None if store.state is None else as_tensor(store.state, self.device)
         self._action_mask = None if store.action_mask is None else as_tensor(store.action_mask, self.device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies are made from the store again, not from its arrays."""
+        return WindowSampler, (self.store, self.window, self.device)
 
     @property
     def num_windows(self) -> int:

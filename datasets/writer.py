@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import torch
 
+from marl_flow.datasets.catalog import refuse_dangling
 from marl_flow.datasets.layout import ARRAYS, check_values
 from marl_flow.datasets.store import FORMAT_VERSION, MANIFEST, EpisodeStore, content_digest, file_hash, open_store
 from marl_flow.files import disk_errors, sync_folder, unfinished_writes, write_json
@@ -55,6 +56,7 @@ class StoreWriter:
         self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Self:
+        refuse_dangling(self.folder)
         if self.folder.exists():
             raise AlreadyThere(
                 f"{self.folder} already exists; use it as {self.dataset_id}, remove it, or build a native dataset "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -46,13 +48,20 @@ class BaseEnv:
         """An error about this environment, to be raised."""
         return UserError(f"{self._spec.task_id}: {message}")
 
+    def _refuse_copy(self, what_is_lost: str, remedy: str) -> NoReturn:
+        """Raises, instead of a pickle or a copy that would be another environment."""
+        raise self._error(f"expected to copy or pickle all of it, but {what_is_lost} cannot be copied; {remedy}")
+
     def _require_started(self) -> None:
         if not self._has_begun:
             raise self._error("no episode has begun; call reset(seeds) first")
 
     def _check_seeds(self, seeds: Sequence[int]) -> list[int]:
         """E seeds as plain integers."""
-        seeds = [int(seed) for seed in seeds]
+        try:
+            seeds = [operator.index(seed) for seed in seeds]
+        except TypeError as error:
+            raise self._error(f"expected a whole number as seed of each environment, got {seeds!r}") from error
         if len(seeds) != self._num_envs:
             raise self._error(f"expected {self._num_envs} seeds, one per environment, got {len(seeds)}")
         if min(seeds) < 0 or max(seeds) > MAX_SEED:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 import torch
@@ -123,6 +123,9 @@ class ProcessPool(ArrayEnv):
             raise
         replies = self._request(dict.fromkeys(range(num_envs)), "starting", start_timeout_seconds)
         self._check_description(replies[0])
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse_copy("what its worker processes hold", "make another one where it is needed")
 
     def __enter__(self) -> Self:
         return self

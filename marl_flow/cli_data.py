@@ -226,7 +226,8 @@ def data_verify(
     from marl_flow.interfaces import UserError
 
     known = (*catalog.CATALOG, *catalog.user_datasets())
-    wanted = names or tuple(name for name in known if catalog.folder_of(name).exists())
+    folders = {name: catalog.folder_of(name) for name in known}
+    wanted = names or tuple(name for name, folder in folders.items() if folder.exists() or folder.is_symlink())
     if not wanted:
         raise UserError(
             f"no dataset in {catalog.data_root()}; build one: marl-flow data build mpe/simple_spread/expert"

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -77,7 +76,7 @@ class Normalizer:
         }
         if checked != "cdf":
             tables = {name: table[..., 0].contiguous() for name, table in tables.items()}
-        return cls(kind=checked, per_agent=per_agent, tables=MappingProxyType(tables))
+        return cls(kind=checked, per_agent=per_agent, tables=tables)
 
     def apply(self, x: Tensor) -> Tensor:
         """Levels [..., N, D] float32 of raw values [..., N, D]."""
@@ -97,7 +96,7 @@ class Normalizer:
 
     def to(self, device: torch.device | str) -> Normalizer:
         tables = {name: table.to(device) for name, table in self.tables.items()}
-        return Normalizer(kind=self.kind, per_agent=self.per_agent, tables=MappingProxyType(tables))
+        return Normalizer(kind=self.kind, per_agent=self.per_agent, tables=tables)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Flat tensors, ready for safetensors; `kind` is the position in `KINDS`."""
@@ -118,7 +117,7 @@ class Normalizer:
         if set(state) != expected:
             raise UserError(f"a {kind} normaliser has the entries {sorted(expected)}, found {sorted(state)}")
         tables = {name: state[name] for name in _TABLES[kind]}
-        return cls(kind=kind, per_agent=bool(state["per_agent"]), tables=MappingProxyType(tables))
+        return cls(kind=kind, per_agent=bool(state["per_agent"]), tables=tables)
 
     def _checked(self, x: Tensor) -> Tensor:
         """The input as float32, its last axes as they were when fitted."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -95,6 +95,14 @@ class RobotEnv(BaseEnv):
         )  # from the agents' actions to the actuators
         self._failures: list[str | None] = [None] * num_envs
         self._camera: Camera | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies: before the first episode one that plays the same; later they are refused."""
+        if self._has_begun:
+            self._refuse_copy(
+                "the engine's state in an episode", "copy it before reset(), or play the same seeds and actions again"
+            )
+        return _made_again, (type(self), self._spec.task_id, self._num_envs, self._device, self._dtype)
 
     @property
     def failures(self) -> tuple[str | None, ...]:
@@ -240,6 +248,11 @@ class RestorableRobotEnv(RobotEnv):
         return self.set_state(
             RobotState(positions=states[:, : self._model.nq], velocities=states[:, self._model.nq :], steps=steps)
         )
+
+
+def _made_again(env_class: type[RobotEnv], task_id: str, num_envs: int, device: Any, dtype: torch.dtype) -> RobotEnv:
+    """A new environment, from a pickle."""
+    return env_class(task_id, num_envs, device=device, dtype=dtype)
 
 
 def make(

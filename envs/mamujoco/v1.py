@@ -58,6 +58,16 @@ class Scenario(ParallelEnv[str, np.ndarray, np.ndarray]):
         self._observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), dtype=np.float64)
         self._observations: dict[str, np.ndarray] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and copies: before the first episode one that plays the same; later they are refused, since
+        gymnasium's own copies begin another episode."""
+        if self._observations:
+            raise UserError(
+                f"{self.metadata['name']}: expected to copy or pickle all of it, but the engine's state in an episode "
+                "cannot be copied; copy it before reset(), or play the same seeds and actions again"
+            )
+        return Scenario, (self.metadata["name"],)
+
     @property
     def max_steps(self) -> int:
         """The step limit that the library, or gymnasium, sets."""

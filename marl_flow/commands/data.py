@@ -52,10 +52,12 @@ def build_dataset(
     if identity.task_id in envs.TASKS:  # an unknown prey is refused before anything is written
         environment(_against(identity.task_id, prey), 1)
     folder = catalog.folder_of(name)
+    catalog.refuse_dangling(folder)
     if folder.exists() and not force:
         raise AlreadyThere(f"{name} is in {folder} already; build it again with --force")
     if folder.exists():
         refuse_foreign(folder)
+        folder = folder.resolve()  # where the folder is a link, the one it leads to is replaced
     new_folder = folder.with_name(f".{folder.name}.fresh-{os.getpid()}") if folder.exists() else folder
     with progress_bar(f"building {name}", "episodes") as bar:
 
@@ -89,7 +91,8 @@ def fetch_datasets(
     wanted = []
     for name in dict.fromkeys(str(catalog.find(name).dataset_id) for name in names):
         chosen = fetch.plan(name, source=source)
-        if (folder := catalog.folder_of(name)).exists():
+        catalog.refuse_dangling(folder := catalog.folder_of(name))
+        if folder.exists():
             log.info("%s is in %s already", name, folder)
             continue
         if chosen.file.layout == "vault":  # the converted copies leave the prey out
@@ -220,6 +223,7 @@ def _prey_of_import(name: str, prey: str | None) -> str | None:
 def open_dataset(dataset_id: str) -> EpisodeStore:
     """The dataset, verified; a native one that is absent is built first, by whichever process is done first."""
     name = str(catalog.find(dataset_id).dataset_id)
+    catalog.refuse_dangling(catalog.folder_of(name))
     if name in native.RECIPES and not catalog.folder_of(name).exists():
         log.info("%s is not in %s yet: building it", name, catalog.data_root())
         try:

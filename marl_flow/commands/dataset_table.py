@@ -76,8 +76,9 @@ def _row(name: catalog.DatasetId, root: Path | None) -> Row:
     folder, entry = catalog.folder_of(str(name), root), catalog.find(str(name))
     state: Literal["here", "partial", "damaged", "not here"] = "not here"
     note, episodes, mean = "", None, None
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         try:
+            catalog.refuse_dangling(folder)
             store = open_store(folder, verify=False, dataset_id=str(name))
         except UserError as error:
             state, note = "damaged", str(error)

@@ -126,11 +126,12 @@ def _data() -> Iterator[Finding]:
         yield finding
     for name in (*catalog.CATALOG, *catalog.user_datasets()):
         entry, folder = catalog.find(name), catalog.folder_of(name)
-        if not folder.exists():
+        if not folder.exists() and not folder.is_symlink():
             if entry.dataset_id.origin == "native":
                 yield Finding(level="absent", subject=name, message="not built; training builds it on first use")
             continue  # published data that are not here are `marl-flow data list`'s to show
         try:
+            catalog.refuse_dangling(folder)
             store = open_store(folder, verify=False, dataset_id=name)
         except UserError as error:
             yield Finding(level="problem", subject=name, message=str(error))

@@ -63,6 +63,14 @@ def test_select_of_neighbours_copies_nothing(make_store) -> None:
     np.testing.assert_array_equal(part.observations[part.first_frames, 0, 0], [100, 200])
 
 
+@pytest.mark.parametrize("episodes", [[], (), slice(0, 0), np.zeros(0), np.zeros(4, bool), [0.0, 1.5], ["0"], [[0, 1]]])
+def test_select_of_no_episodes_is_refused(episodes, make_store) -> None:
+    """Catches an IndexError about arrays of another type where no episode, or no number of one, was given."""
+    with pytest.raises(ValueError, match=r"select needs .*episodes"):
+        make_store([2, 4, 3, 1]).select(episodes)
+    assert make_store([2, 4]).select(np.array([False, True])).lengths.tolist() == [4]
+
+
 def test_repr_shows_every_array(make_store) -> None:
     """Catches a repr that dumps numbers, or hides a shape somebody is looking for."""
     text = repr(make_store([2, 3], discrete=True, final=False))

@@ -6,10 +6,12 @@ has imported everything; those of whole programs, and one more, spawn them as us
 
 from __future__ import annotations
 
+import copy
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -235,3 +237,13 @@ def test_arguments() -> None:
     ):
         with pytest.raises(UserError, match=message):
             ProcessPool(int, given, count, **options)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_pool_is_not_copied(pool: Callable[..., ProcessPool], copied: Callable[[object], object]) -> None:
+    """Catches a copy that shares the original's workers, and a refusal that is about some lock inside."""
+    with (
+        pool(1) as env,
+        pytest.raises(UserError, match="what its worker processes hold cannot be copied; make another"),
+    ):
+        copied(env)

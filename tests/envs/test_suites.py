@@ -7,7 +7,9 @@ import sys
 from importlib import import_module
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from marl_flow import envs
 from marl_flow.envs import SUITES, Suite
@@ -52,3 +54,15 @@ def test_the_table_names_modules_of_ours() -> None:
     for suite in SUITES.values():
         module = import_module(suite.module)
         assert callable(module.make) and callable(module.spec)
+
+
+@pytest.mark.parametrize("task_id", ["mpe/simple_spread", "smac/3m", "mamujoco/2ant", "mamujoco/v1/Ant/2x4"])
+@pytest.mark.parametrize("seeds", [[1.5], ["2"], [None], 3, torch.tensor([1.0]), [[1]]])
+def test_seeds_are_whole_numbers(task_id: str, seeds: object) -> None:
+    """Catches 1.5 that plays the episode of 1, and "2" that plays the one of 2: no message says which was played."""
+    env = envs.make(task_id, 1)
+    with pytest.raises(UserError, match=rf"{task_id}: expected a whole number as seed of each environment, got"):
+        env.reset(seeds)
+    first = env.reset([3]).observations
+    for same in (torch.tensor([3]), np.array([3], np.int16), (3,), range(3, 4)):
+        assert torch.equal(env.reset(same).observations, first)

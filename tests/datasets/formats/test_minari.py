@@ -160,6 +160,22 @@ def test_an_end_without_a_flag_is_no_termination(layouts, read, tmp_path: Path) 
         read("minari", tmp_path / "a-v0", spec)
 
 
+def test_columns_are_squeezed(layouts, read, tmp_path: Path) -> None:
+    """Catches a set whose flags, rewards and choices are columns [T, 1] refused; rewards are bools."""
+    spec = layouts.small_task(agents=1, discrete=True)
+    store = layouts.random_store(spec, [4, 2, 3], terminated=[False, True, True])
+    store.rewards.flags.writeable = True
+    store.rewards[:] = store.rewards > 0
+    export_dataset("minari", store, tmp_path / "choices-v0")
+    with h5py.File(tmp_path / "choices-v0" / "data" / "main_data.hdf5", "r+") as file:
+        for episode in list(file):
+            for name in ("rewards", "terminations", "truncations", "actions"):
+                values = file[f"{episode}/{name}"][()]
+                del file[f"{episode}/{name}"]
+                file[f"{episode}/{name}"] = values.astype(bool if name == "rewards" else values.dtype).reshape(-1, 1)
+    layouts.assert_same(read("minari", tmp_path / "choices-v0", None), store)
+
+
 def test_an_export_needs_a_name_minari_takes(layouts, tmp_path: Path) -> None:
     """Catches a dataset that Minari cannot name, found out only by whoever receives it."""
     with pytest.raises(UserError, match="folder name like spread-expert-v0"):

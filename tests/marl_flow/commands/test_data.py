@@ -143,6 +143,47 @@ def test_native_data_never_come_in_as_published_ones(tmp_path: Path) -> None:
     assert not catalog.folder_of("omar/mpe/simple_spread/random-v1").exists()
 
 
+def test_a_linked_dataset_is_rebuilt_where_it_is(tmp_path: Path) -> None:
+    """Catches a rebuild that fails after its success, throws the new data away, or puts them on the small disk."""
+    name = "mpe/simple_spread/random"
+    data.build_dataset(name, episodes=4)
+    folder, moved = catalog.folder_of(name), tmp_path / "big" / "moved"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    folder.symlink_to(moved)
+    for episodes in (6, 5):
+        assert data.build_dataset(name, episodes=episodes, force=True).num_episodes == episodes
+        assert folder.readlink() == moved and datasets.load(name).num_episodes == episodes
+        assert list(moved.parent.iterdir()) == [moved] and list(folder.parent.iterdir()) == [folder]
+    (moved / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"found notes\.txt too"):
+        data.build_dataset(name, episodes=7, force=True)
+
+
+def test_a_link_to_nothing_is_named_before_any_work(tmp_path: Path, capsys, monkeypatch) -> None:
+    """Catches a dataset on a disk that is not mounted which is built, downloaded or imported for nothing, and one that
+    no list shows."""
+    names = ("native/mpe/simple_spread/random-v1", "omar/mpe/simple_spread/expert-v1", "user/mpe/simple_spread/x-v1")
+    for name in names:
+        catalog.folder_of(name).parent.mkdir(parents=True)
+        catalog.folder_of(name).symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(data.native, "build", None)
+    commands = [["data", "build", names[0]], ["data", "build", names[0], "--force"], ["data", "fetch", names[1]]]
+    commands += [["data", command, name] for command in ("show", "verify") for name in names]
+    commands += [["train", name, "bc", "--out", str(tmp_path / "run")] for name in names] + [["data", "verify"]]
+    for command in commands:
+        assert cli.main(command) == 2, command
+        errors = capsys.readouterr().err
+        assert f"found a link to {tmp_path / 'gone'}, which is not there; mount" in errors and "building" not in errors
+    with pytest.raises(UserError, match=r"found a link to .*gone"):
+        datasets.write(names[2], [], envs.spec("mpe/simple_spread"))
+    assert cli.main(["data", "list"]) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    assert listed.count("damaged") == 3 and listed.count("found a link to") == 3
+    cli.main(["doctor"])
+    assert " ".join(capsys.readouterr().out.split()).count("found a link to") == 3
+
+
 def test_a_dataset_in_anothers_place_is_refused(tmp_path: Path) -> None:
     """Catches a verification that looks at whatever lies in the folder."""
     data.build_dataset("mpe/simple_spread/random", episodes=4)
