@@ -20,7 +20,7 @@ from marl_flow.commands.data import open_dataset, training_data
 from marl_flow.config import nearest, override
 from marl_flow.datasets import catalog
 from marl_flow.interfaces import Execution, UserError
-from marl_flow.training import TrainConfig, TrainResult
+from marl_flow.training import TrainConfig, TrainResult, check_machine
 from marl_flow.training import train as run_training
 
 TRAIN_PREFIX = "train."
@@ -199,6 +199,7 @@ def field_meanings(config_class: type) -> dict[str, str]:
 
 def train(run: Run, *, progress: bool = True) -> TrainResult:
     """Trains a run, with a progress bar; continues where it stopped when the folder holds the same run."""
+    check_machine(run.training)  # before a dataset is built
     data = training_data(open_dataset(run.dataset_id))
     algorithm = baselines.get(run.algorithm)
     return run_training(run.folder, algorithm, run.config, run.training, data, preset=run.preset, progress=progress)

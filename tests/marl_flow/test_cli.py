@@ -594,3 +594,20 @@ def test_a_target_beyond_reason_does_not_blame_the_weights(place: Path, capsys: 
         error = capsys.readouterr().err
         assert f"target: {target} is no return" in error and "those of the training data are from" in error
         assert "weights" not in error
+
+
+def test_compile_without_a_compiler_is_one_message(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a missing compiler that is called a bug, or found after a dataset was built; a silent doctor."""
+    monkeypatch.setenv("PATH", str(place))
+    monkeypatch.setenv("MARL_FLOW_DATA", str(place / "data"))
+    assert cli.main([*bc("run", "compile=true")]) == 2
+    error = capsys.readouterr().err
+    assert "compile=true needs a C++ compiler" in error and "Traceback" not in error and error.count("\n") == 1
+    assert not (place / "run").exists() and not (place / "data").exists()
+    (compiler,) = [finding for finding in doctor.findings() if finding.subject == "compiler"]
+    assert compiler.level == "absent" and "no C++ compiler" in compiler.message
+    monkeypatch.setenv("CXX", sys.executable)
+    (compiler,) = [finding for finding in doctor.findings() if finding.subject == "compiler"]
+    assert compiler.level == "ok"
