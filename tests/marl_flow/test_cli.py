@@ -20,6 +20,7 @@ import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
 from marl_flow.commands import doctor, quickstart
+from marl_flow.commands.evaluate import describe
 from marl_flow.run_log import read_results
 
 DATASET = "mpe/simple_spread/random"
@@ -611,3 +612,26 @@ def test_compile_without_a_compiler_is_one_message(
     monkeypatch.setenv("CXX", sys.executable)
     (compiler,) = [finding for finding in doctor.findings() if finding.subject == "compiler"]
     assert compiler.level == "ok"
+
+
+def test_eval_run_again_prints_the_numbers_that_are_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a second eval that prints no number, and lines that do not say which run, seed and data they are of."""
+    assert cli.main([*bc("run", "updates=2"), "--seed", "3"]) == 0
+    for words, marks in ((["--episodes", "2"], [""]), (["--episodes", "2"], ["there already"]), (["--again"], [""])):
+        capsys.readouterr()
+        assert cli.main(["eval", "run", *words]) == 0
+        printed = capsys.readouterr().out.splitlines()[:-1]
+        last = read_results(place / "run")[-1]
+        mean = sum(last.team_returns) / len(last.team_returns)
+        assert len(printed) == len(marks)
+        for line, mark in zip(printed, marks, strict=True):
+            assert line.startswith("run: bc seed 3 on native/mpe/simple_spread/random-v1, decentralized: return ")
+            assert f"return {mean:.1f} over {len(last.seeds)} episodes" in line
+            assert ("there already" in line) == bool(mark) and "won" not in line
+
+
+def test_a_line_of_an_evaluation_says_how_many_episodes_were_won() -> None:
+    """Catches wins that are left out, or counted of the wrong number of episodes."""
+    (stored,) = read_results(Path(__file__).parent / "former_run/bc")
+    line = describe(dataclasses.replace(stored, won=(True, False, False)), Path("runs/a b"))
+    assert "over 3 episodes, won 1 of 3 (33 %), " in line and line.startswith("runs/a b: bc seed 0 on native/mpe")
