@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from marl_flow import tasks
 from marl_flow.config import nearest
+from marl_flow.files import user_path
 from marl_flow.interfaces import UserError
 
 ORIGINS = ("native", "omar", "ogmarl", "user")
@@ -123,25 +124,35 @@ def is_task_id(text: str) -> bool:
     return _FULL.fullmatch(f"user/{text}/any-v1") is not None
 
 
-def data_root() -> Path:
-    """Where datasets are kept: MARL_FLOW_DATA, else the user's cache."""
-    chosen = os.environ.get("MARL_FLOW_DATA")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "marl_flow" / "datasets"
+def data_root(root: str | Path | None = None) -> Path:
+    """Where datasets are kept: `root`; None: MARL_FLOW_DATA, else marl_flow/datasets in the user's cache, which is
+    XDG_CACHE_HOME (ignored where it is not absolute, as its specification wants) or ~/.cache."""
+    if root is not None:
+        return user_path(root)
+    if chosen := os.environ.get("MARL_FLOW_DATA"):
+        expanded = os.path.expandvars(chosen)
+        if expanded.startswith("$"):
+            raise UserError(
+                f"MARL_FLOW_DATA: expected a folder, found {chosen!r}, whose variable is not set; write the whole path"
+            )
+        return user_path(expanded)
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else user_path("~/.cache")) / "marl_flow" / "datasets"
 
 
 def downloads_root(root: Path | None = None) -> Path:
     """Where published files are downloaded to, and where a user puts those that no program can download."""
-    return (data_root() if root is None else root) / "downloads"
+    return data_root(root) / "downloads"
 
 
 def folder_of(dataset_id: str, root: Path | None = None) -> Path:
     """Folder a known dataset has, or will have, under the data root."""
-    return (data_root() if root is None else root) / str(find(dataset_id).dataset_id)
+    return data_root(root) / str(find(dataset_id).dataset_id)
 
 
 def user_datasets(root: Path | None = None) -> tuple[str, ...]:
     """Ids of the `user` datasets that have a folder under the data root, whole or not, in order of name."""
-    base = data_root() if root is None else root
+    base = data_root(root)
     return tuple(sorted(_named_folders(base, base / "user")))
 
 

@@ -78,8 +78,11 @@ class Recorder:
     def take(self, dataset_id: str) -> EpisodeStore:
         """The finished episodes since the last call, at least one, in memory and in the order they were played in."""
         self._end_batch()
-        pieces, self._pieces = self._pieces, []
-        return replace(joined(pieces), dataset_id=dataset_id)
+        if not self._pieces:
+            raise UserError(f"{dataset_id}: expected at least one finished episode, recorded none; play first")
+        store = replace(joined(self._pieces), dataset_id=dataset_id)
+        self._pieces, self._num_cut_off = [], 0
+        return store
 
     def save(
         self, dataset_id: str, *, root: Path | None = None, description: str = "", drop_unfinished: bool = False
@@ -104,6 +107,7 @@ class Recorder:
         with writer:
             for piece in self._pieces:
                 writer.append(piece)
+        self._num_cut_off = 0
         return open_store(writer.folder)
 
     def _finished_rows(self) -> Tensor:
@@ -135,8 +139,28 @@ class Recorder:
             action_mask=packed([frame.action_mask for frame in frames], counts + 1),
             state=packed([frame.state for frame in frames], counts + 1),
         )
-        check_values(self.spec, dict(store.arrays()), first_episode=self.num_episodes)
-        self._pieces.append(store)
+        try:
+            check_values(self.spec, dict(store.arrays()), first_episode=self.num_episodes)
+        except UserError:
+            self._keep_good(store, kept.nonzero()[:, 0].tolist())
+        else:
+            self._pieces.append(store)
+
+    def _keep_good(self, store: EpisodeStore, rows: list[int]) -> None:
+        """Keeps the episodes whose values are possible, and raises about the others; rows: where each was played."""
+        good, faults, first = [], [], self.num_episodes
+        for number, row in enumerate(rows):
+            try:
+                check_values(self.spec, dict(store.select([number]).arrays()), first_episode=first + number)
+                good.append(number)
+            except UserError as error:
+                faults.append(f"row {row}: {error}")
+        if good:
+            self._pieces.append(store.select(good))
+        raise UserError(
+            f"{len(faults)} of {len(rows)} finished episodes were not recorded, the others were: "
+            + "; ".join(faults[:3])
+        )
 
 
 def _copied(step: TimeStep) -> TimeStep:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from marl_flow.datasets import catalog
 from marl_flow.datasets.layout import FRAME_ARRAYS, check_values
@@ -107,6 +108,8 @@ def _pieces(
 
 def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: bool) -> dict[str, Any]:
     """The arrays of a store that holds one episode; their shapes are still to be checked."""
+    if not isinstance(episode, Mapping):
+        raise UserError(f"expected a mapping from names to arrays, found {type(episode).__name__}")
     missing = [name for name in REQUIRED if name not in episode]
     unknown = [name for name in episode if name not in (*REQUIRED, *OPTIONAL)]
     if missing or unknown:
@@ -114,9 +117,13 @@ def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: b
             f"expected the entries {', '.join(REQUIRED)} and perhaps {', '.join(OPTIONAL)}, found "
             f"{', '.join(map(str, episode))}"
         )
-    given = {name: np.asarray(value) for name, value in episode.items() if value is not None}
+    given = {name: _array(name, value) for name, value in episode.items() if value is not None or name in REQUIRED}
     arrays: dict[str, Any] = {}
+    if "action_mask" in given and not spec.action.is_discrete:
+        raise UserError("action_mask: expected none, since the actions are continuous; leave it out")
     for name, array in given.items():
+        if name != "terminated" and not array.ndim:
+            raise UserError(f"{name}: expected an array with a first axis of time, found {array!r}")
         allowed, dtype = {
             "actions": ("iu", "int64") if spec.action.is_discrete else ("fiu", "float32"),
             "terminated": ("b", "bool"),
@@ -140,6 +147,16 @@ def _arrays(episode: Mapping[str, Any], spec: TaskSpec, has_final_observation: b
     return arrays | {"terminated": arrays["terminated"].reshape(1), "offsets": np.array([0, steps])}
 
 
+def _array(name: str, value: Any) -> np.ndarray:
+    """A value as an array; a tensor may be on any device and may carry gradients."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: expected an array, found {type(value).__name__} ({error})") from error
+
+
 def joined(stores: list[EpisodeStore]) -> EpisodeStore:
     """The episodes of several stores of one task and layout, in order."""
     if len(stores) == 1:
@@ -154,6 +171,6 @@ def joined(stores: list[EpisodeStore]) -> EpisodeStore:
         spec=first.spec,
         dataset_id=first.dataset_id,
         has_final_observation=first.has_final_observation,
-        offsets=np.concatenate([[0], np.cumsum([store.num_steps for store in stores])]),
+        offsets=np.concatenate([[0], np.cumsum([length for store in stores for length in np.diff(store.offsets)])]),
         **arrays,
     )

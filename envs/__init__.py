@@ -110,8 +110,9 @@ def _factory(task_id: str) -> registry.Factory:
         families = [f"{name}/{suite.family}" for name, suite in SUITES.items() if suite.family is not None]
         raise UserError(
             f"unknown task {task_id!r}; {nearest(task_id, [*TASKS, *registry.names()])}; "
-            f"further ids: {', '.join(families)}; a task of your own is given as module:factory, or by its id once its "
-            f"package is installed with an entry point in the group {registry.GROUP}"
+            f"further ids: {', '.join(families)}; a task of your own is given as module:factory (for a command: --task "
+            "module:factory), or by its id once its package is installed with an entry point in the group "
+            f"{registry.GROUP}"
         )
     return factory
 

@@ -80,8 +80,11 @@ class SingleEpisode(ParallelEnv[str, Any, Any]):
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
-        """The team starts and finishes together: after the last step `agents` is empty."""
+        """The team starts and finishes together: after the last step `agents` is empty, and `step({})` gives empty
+        dicts, as in PettingZoo's own environments. At the end infos have `won`, where the task can be won."""
         acting, spec = self.agents, self.env.spec
+        if not acting and not actions and self._time_step is not None:
+            return {}, {}, {}, {}, {}
         if not acting:
             raise UserError(f"{spec.task_id}: no episode is running; call reset() first")
         if set(actions) != set(acting):
@@ -90,14 +93,16 @@ class SingleEpisode(ParallelEnv[str, Any, Any]):
         joint = np.stack([np.asarray(actions[agent]).astype(dtype) for agent in acting])
         self._time_step = step = self.env.step(torch.as_tensor(joint, device=self.env.device)[None])
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        info: dict[str, Any] = {}
         if terminated or truncated:
             self.agents = []
+            info = {} if step.won is None else {"won": bool(step.won[0])}
         return (
             self._observations(step),
             dict(zip(acting, step.rewards[0].tolist(), strict=True)),
             dict.fromkeys(acting, terminated),
             dict.fromkeys(acting, truncated),
-            {agent: {} for agent in acting},
+            {agent: dict(info) for agent in acting},
         )
 
     def state(self) -> np.ndarray:
@@ -139,8 +144,9 @@ class ParallelVectorEnv(ArrayEnv):
 
     Observations are flat boxes, either the whole observation or under "observation" in a dict; actions are bounded flat
     boxes or `Discrete`. Legal actions are read from "action_mask" in the observation dict or in an agent's info;
-    without one all are legal. A row ends when its last agent does; an agent that ends earlier repeats its observation,
-    receives zero reward and may only choose action 0, which is not passed on. A row that is still running at
+    without one all are legal. A row ends when its last agent does; an agent that leaves earlier repeats its last
+    observation, receives zero reward and may only choose action 0, which is not passed on; one that comes back is
+    refused. A row that is still running at
     `max_steps` is truncated. Continuous actions are passed on unchanged.
     """
 
@@ -213,14 +219,26 @@ class ParallelVectorEnv(ArrayEnv):
         if self._spec.action.is_discrete:
             joint = {name: int(action) + self._first_choice for name, action in joint.items()}
         observations, rewards, terminated, truncated, infos = env.step(joint)
+        if returning := [name for name in env.agents if name not in acting]:
+            raise self._error(
+                f"expected agents that leave to stay away until the episode ends, found {returning[0]} (row {row}) "
+                f"acting again after step {self._num_steps}: while it is away nothing would say what it sees or may "
+                "do; keep every agent in `agents`, with an action that does nothing"
+            )
+        running = [
+            name
+            for name in acting
+            if name in env.agents and not (terminated.get(name, False) or truncated.get(name, False))
+        ]
         for name in acting:
-            self._rewards[row, self._names.index(name)] = rewards[name]
-        self._store(row, acting, observations, infos)
-        running = [name for name in acting if name in env.agents and not (terminated[name] or truncated[name])]
+            if name not in rewards and name in running:
+                raise self._error(f"expected a reward of every acting agent, got none for {name} (row {row})")
+            self._rewards[row, self._names.index(name)] = rewards.get(name, 0.0)
+        self._store(row, [name for name in acting if name in running or name in observations], observations, infos)
         for name in set(self._names) - set(running):
             self._masks[row, self._names.index(name)] = np.arange(self._spec.action.size) == 0
         if not running:
-            self._truncated[row] = any(truncated[name] for name in acting)
+            self._truncated[row] = any(truncated.get(name, False) for name in acting)
             self._terminated[row] = not self._truncated[row]
         elif self._num_steps == self._spec.max_steps:
             self._truncated[row] = True

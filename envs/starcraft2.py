@@ -23,6 +23,7 @@ from marl_flow import tasks
 from marl_flow.config import nearest
 from marl_flow.envs.base import refuse_opponent
 from marl_flow.envs.process_pool import Frame, Outcome, ProcessPool
+from marl_flow.files import user_path
 from marl_flow.interfaces import Policy, TaskSpec, UserError
 
 REQUIRED_MODULES = {  # what a worker imports besides the package itself: module -> its distribution
@@ -265,7 +266,7 @@ def _missing_game(map_file: str) -> Iterator[str]:
     if not sys.platform.startswith("linux"):
         return
     chosen = os.environ.get("SC2PATH")
-    folder = Path(chosen if chosen is not None else "~/StarCraftII").expanduser()
+    folder = user_path(chosen if chosen is not None else "~/StarCraftII")
     source = "SC2PATH" if chosen is not None else "the default, as SC2PATH is not set"
     download = (
         "get the Linux package 4.10 from https://github.com/Blizzard/s2client-proto#downloads (under its licence), "

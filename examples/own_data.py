@@ -1,6 +1,8 @@
 """Data of your own: arrays that you already have become a dataset that verifies, trains and reports.
 
 python examples/own_data.py
+
+A dataset that is there already is used again; to write another, remove its folder below ~/.cache/marl_flow/datasets.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import tyro
 
 import marl_flow
 from marl_flow import datasets, envs
+from marl_flow.datasets import catalog
 from marl_flow.envs.pettingzoo import to_parallel_env
 
 TASK = "mpe/simple_spread"
@@ -46,12 +49,13 @@ def main(updates: int = 500, data_episodes: int = 500, episodes: int = 100, out:
 
     Args:
         updates: Gradient steps.
-        data_episodes: Episodes to write.
+        data_episodes: Episodes to write, where the dataset is not there yet.
         episodes: Evaluation episodes.
         out: Run folder.
     """
-    store = datasets.write(DATASET, my_episodes(data_episodes), envs.spec(TASK))
-    print(store)
+    if not catalog.folder_of(DATASET).exists():  # otherwise the data of the last time are used again
+        datasets.write(DATASET, my_episodes(data_episodes), envs.spec(TASK))
+    print(datasets.load(DATASET))
     # training plays some of the stored steps again first, and refuses data that do not fit the task
     run = marl_flow.train(DATASET, "bc", out=out, updates=updates)
     for row in marl_flow.evaluate(run, episodes=episodes):

@@ -2,6 +2,8 @@
 
 python examples/own_environment.py
 marl-flow data list --origin user
+
+A recording that is there already is used again; to make another, remove its folder below ~/.cache/marl_flow/datasets.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 import marl_flow
 from marl_flow import datasets, envs
+from marl_flow.datasets import catalog
 from marl_flow.envs.checks import check_vector_env
 
 TASK = "own_environment:Rendezvous"  # module:factory
@@ -71,20 +74,22 @@ def main(
 
     Args:
         updates: Gradient steps.
-        data_episodes: Episodes to record.
+        data_episodes: Episodes to record, where the dataset is not there yet.
         episodes: Evaluation episodes.
         out: Run folder.
     """
     check_vector_env(lambda rows: envs.make(TASK, rows))
-    env = datasets.Recorder(envs.make(TASK, num_envs=data_episodes))
-    noise = torch.Generator().manual_seed(0)
-    step = env.reset(range(data_episodes))
-    while not step.finished.all():
-        step = env.step(noisy_policy(step.observations, noise))
-    store = env.save(DATASET)
+    if not catalog.folder_of(DATASET).exists():  # otherwise the recording of the last time is used again
+        env = datasets.Recorder(envs.make(TASK, num_envs=data_episodes))
+        noise = torch.Generator().manual_seed(0)
+        step = env.reset(range(data_episodes))
+        while not step.finished.all():
+            step = env.step(noisy_policy(step.observations, noise))
+        env.save(DATASET)
+    data = datasets.load(DATASET).team_returns()
     run = marl_flow.train(DATASET, "bc", task=TASK, out=out, updates=updates)
     for row in marl_flow.evaluate(run, task=TASK, episodes=episodes):
-        print(f"BC: return {row.team_return_mean:.2f}, the data: {store.team_returns().mean():.2f}")
+        print(f"BC: return {row.team_return_mean:.2f}, the data: {data.mean():.2f}")
 
 
 def noisy_policy(observations: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+if not (Path(__file__).parent / "envs" / "__init__.py").is_file():
+    raise ImportError(
+        "marl_flow is incomplete: its folders envs, datasets, baselines and benchmarks are symbolic links to those "
+        "beside it, and this copy has none (an unpacked zip, or git with core.symlinks=false). Clone it with `git "
+        "clone -c core.symlinks=true`, on Windows in developer mode, or install a wheel or sdist"
+    )
 
 if TYPE_CHECKING:
     from marl_flow import datasets, envs, results

@@ -27,10 +27,19 @@ import torch
 from torch import Tensor, nn
 
 from marl_flow import seeding
-from marl_flow.interfaces import ActingConfig, Batch, Execution, Metrics, Policy, TaskSpec, UserError, WindowSpec
+from marl_flow.interfaces import (
+    ActingConfig,
+    Batch,
+    ContractError,
+    Execution,
+    Metrics,
+    Policy,
+    TaskSpec,
+    UserError,
+    WindowSpec,
+)
 from marl_flow.module_state import pack_state, unpack_state
 from marl_flow.normalize import Normalizers
-from marl_flow.plugins import offered_reference
 from marl_flow.policies import OnePassPolicy
 
 ENTRY_POINTS = "marl_flow.algorithms"
@@ -96,8 +105,12 @@ class Algorithm:
         The gradient is the mean over the batch's `split(micro_batches)`, taken one after the other to save memory.
         May run under `torch.autocast` (bfloat16, weights float32); nothing in it waits for the device.
         """
-        optimizer = self.parts()["optimizer"]
-        assert isinstance(optimizer, torch.optim.Optimizer)
+        optimizer = self.parts().get("optimizer")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ContractError(
+                f"{self.name}: expected an optimiser as the attribute `optimizer`, found {type(optimizer).__name__}; "
+                "name it so, or define `update`"
+            )
         metrics = descend(optimizer, lambda part: self.loss(part, generator), batch.split(micro_batches))
         self.updates_done += 1
         return metrics
@@ -127,7 +140,17 @@ class Algorithm:
     # State
 
     def parts(self) -> Mapping[str, nn.Module | torch.optim.Optimizer]:
-        """The modules and optimisers that training continues from, by name: here every attribute that is one."""
+        """The modules and optimisers that training continues from, by name: here every attribute that is one.
+
+        An attribute that hides some, in a list or dict or as a bare parameter, is refused: it would not be saved.
+        """
+        for name, value in vars(self).items():
+            if _hides_state(value):
+                raise ContractError(
+                    f"{self.name}.{name} is a {type(value).__name__} that holds weights or optimisers, which would not "
+                    "be saved: hold networks in nn.ModuleList or nn.ModuleDict, parameters in an nn.Module, or define "
+                    "`parts`"
+                )
         return {
             name: value for name, value in vars(self).items() if isinstance(value, nn.Module | torch.optim.Optimizer)
         }
@@ -154,16 +177,21 @@ class Algorithm:
             raise ValueError(f"{self.name} has no state, found {sorted(state)}")
 
 
-def reference(algorithm: type[Algorithm]) -> str:
-    """How runs and results name a method, so that `baselines.get` finds it again.
+def _hides_state(value: Any) -> bool:
+    if isinstance(value, nn.Parameter):
+        return True
+    items = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else []
+    return any(
+        isinstance(item, nn.Module | nn.Parameter | torch.optim.Optimizer) or _hides_state(item) for item in items
+    )
 
-    Its own name where it is the suite's, or where an installed package offers it under that name (`ENTRY_POINTS`);
-    otherwise `module:Class`.
-    """
-    place = f"{algorithm.__module__}:{algorithm.__qualname__}"
-    if algorithm.__module__.startswith("marl_flow.") or offered_reference(ENTRY_POINTS, algorithm.name) == place:
+
+def reference(algorithm: type[Algorithm]) -> str:
+    """How runs and results name a method, so that `baselines.get` finds it again: the suite's by name, every other as
+    `module:Class`, whatever entry points (`ENTRY_POINTS`) there are or will be."""
+    if algorithm.__module__.startswith("marl_flow."):
         return algorithm.name
-    return place
+    return f"{algorithm.__module__}:{algorithm.__qualname__}"
 
 
 def descend(
@@ -181,7 +209,14 @@ def descend(
     optimizer.zero_grad(set_to_none=True)
     by_part = []
     for part in parts:
-        loss, metrics = loss_of(part)
+        returned = loss_of(part)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict)):
+            raise ContractError(f"`loss` must return (scalar tensor, metrics by name), found {type(returned).__name__}")
+        loss, metrics = returned
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+            raise ContractError(f"`loss` must return a scalar tensor with a gradient, found {loss!r}")
+        if odd := [name for name, value in metrics.items() if not isinstance(value, Tensor)]:
+            raise ContractError(f"metric {odd[0]!r}: expected a detached tensor of shape [], found {metrics[odd[0]]!r}")
         (loss / len(parts)).backward(inputs=parameters)
         by_part.append(metrics)
     mean = {name: torch.stack([metrics[name] for metrics in by_part]).mean(0) for name in by_part[0]}

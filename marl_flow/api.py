@@ -27,6 +27,7 @@ from marl_flow.commands import evaluate as evaluation_command
 from marl_flow.commands import train as train_command
 from marl_flow.commands.evaluate import EvalConfig
 from marl_flow.commands.targets import target_return as target_return_of
+from marl_flow.files import user_path
 from marl_flow.interfaces import ActingConfig, Execution, Policy, TaskSpec, UserError
 from marl_flow.results import Results, load
 from marl_flow.training import checked_device
@@ -57,7 +58,7 @@ def train(
     run = train_command.make_run(
         dataset,
         algorithm,
-        folder=None if out is None else Path(out),
+        folder=None if out is None else user_path(out),
         preset=preset,
         settings=[f"{name}={_text(value)}" for name, value in settings.items()],
         seed=seed,
@@ -92,8 +93,9 @@ def evaluate(
         target=target,
         device=device,
     )
-    evaluation_command.evaluate(Path(run), config)
-    return load(evaluation_command.locate(Path(run))[1])
+    folder = user_path(run)
+    evaluation_command.evaluate(folder, config)
+    return load(evaluation_command.locate(folder)[1])
 
 
 def load_policy(
@@ -112,7 +114,7 @@ def load_policy(
     folder keeps the returns of its data, so that the dataset is not needed; of older folders, and of files moved out of
     theirs, it is, unless target_return is a number. seed: of the noise that the policy draws.
     """
-    file, folder = evaluation_command.locate(Path(run_or_checkpoint))
+    file, folder = evaluation_command.locate(user_path(run_or_checkpoint))
     algorithm, header = checkpoint.load_algorithm(file, baselines.get, device=checked_device(device))
     if execution is None:
         execution, *others = algorithm.executions
@@ -123,8 +125,12 @@ def load_policy(
             )
     target = None
     if algorithm.return_conditioned:
+        if not isinstance(target_return, str | int | float):
+            raise UserError(f"target_return: expected a number, or text such as quantile:0.9, got {target_return!r}")
         rule = target_return if isinstance(target_return, str) else f"raw:{float(target_return)!r}"
         _, target = target_return_of(rule, algorithm, header, folder, execution)
+    if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+        raise UserError(f"k: expected a whole number of sampling steps from 1 on, got {k!r}")
     steps = 1 if k is None and algorithm.samples_in_steps else k
     acting = ActingConfig(execution=execution, num_sampling_steps=steps, target_return=target)
     return LoadedPolicy(algorithm, acting, seed)
@@ -141,6 +147,9 @@ class LoadedPolicy:
         self.policy: Policy = algorithm.policy(acting)
         self._num_envs: int | None = None
         self._resets = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.algorithm.name} trained for {self.spec.task_id}, acting as {self.acting}>"
 
     @property
     def spec(self) -> TaskSpec:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from marl_flow import seeding
 from marl_flow.algorithm import Algorithm, reference
-from marl_flow.config import from_json
+from marl_flow.config import from_json, to_json
 from marl_flow.files import write_atomically
 from marl_flow.interfaces import TaskSpec, UserError
 from marl_flow.normalize import Normalizers
@@ -251,6 +251,21 @@ def load_algorithm(
         raise UserError(f"{path} holds no checkpoint that can be read; train first, or name a checkpoint file")
     loaded = load(file)
     return restore(loaded, find(loaded.header.run.algorithm), file, device=device), loaded.header
+
+
+def require_reloadable(algorithm: type[Algorithm], config: Any) -> None:
+    """Raises unless a run of this config can be read again: what `restore` will do, before any work is done."""
+    expected = type(next(iter(algorithm.presets.values())))
+    try:
+        same = type(config) is expected and from_json(expected, to_json(config)) == config
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{algorithm.name}: expected a {expected.__name__} whose fields are numbers, text, true or false, None or "
+            f"tuples of them, so that the run can be read again, found {config!r}; "
+            "marl_flow.checks.check_algorithm says more"
+        )
 
 
 def restore(loaded: Checkpoint, algorithm: type[Algorithm], file: Path, *, device: torch.device) -> Algorithm:

@@ -162,9 +162,9 @@ class _Check:
         again = self.trained(seed=0)
         otherwise = "the same seeds give other weights: a number is drawn from neither of the generators given"
         self.same(first.state_dict(), again.state_dict(), otherwise)
-        self.check_state(first)
         if not first.executions or not set(first.executions) <= set(EXECUTIONS):
             raise self.fail(f"executions: expected some of {EXECUTIONS}, found {first.executions!r}")
+        self.check_state(first)
         for execution in first.executions:
             self.check_policy(first, execution)
 
@@ -198,6 +198,13 @@ class _Check:
             "`state_dict`, e.g. a counter, a target or an optimiser that no attribute holds"
         )
         self.same(instance.state_dict(), other.state_dict(), otherwise)
+        for execution in other.executions:
+            acted, again = self.first_actions(instance, execution), self.first_actions(other, execution)
+            if not torch.equal(acted, again):
+                raise self.fail(
+                    f"{execution}: a loaded instance acts differently from the trained one: something that acting "
+                    "needs is not in `state_dict`"
+                )
         unknown = {**state, "unknown/entry": torch.zeros(1)}
         missing = [{name: value for name, value in state.items() if name != left_out} for left_out in [*state][:1]]
         for kind, broken in [("an unknown entry", unknown), *(("a missing entry", one) for one in missing)]:
@@ -209,12 +216,25 @@ class _Check:
 
     # Acting
 
-    def check_policy(self, instance: Algorithm, execution: Execution) -> None:
-        acting = ActingConfig(
-            execution=execution,
-            num_sampling_steps=2 if instance.samples_in_steps else None,
-            target_return=1.0 if instance.return_conditioned else None,
+    def policy(self, instance: Algorithm, execution: Execution) -> Policy:
+        return instance.policy(
+            ActingConfig(
+                execution=execution,
+                num_sampling_steps=2 if instance.samples_in_steps else None,
+                target_return=1.0 if instance.return_conditioned else None,
+            )
         )
+
+    def first_actions(self, instance: Algorithm, execution: Execution) -> Tensor:
+        draw, policy = np.random.default_rng(2), self.policy(instance, execution)
+        observations = torch.from_numpy(draw.normal(size=(1, ENVS, AGENTS, OBSERVATION)).astype(np.float32))
+        mask = None
+        if self.data.spec.action.is_discrete:
+            mask = torch.ones(1, ENVS, AGENTS, CHOICES, dtype=torch.bool)
+        policy.reset(ENVS, torch.Generator().manual_seed(4))
+        return self.act(policy, observations, mask, torch.zeros(1, ENVS, AGENTS), 0)
+
+    def check_policy(self, instance: Algorithm, execution: Execution) -> None:
         draw = np.random.default_rng(1)
         observations = torch.from_numpy(draw.normal(size=(STEPS, ENVS, AGENTS, OBSERVATION)).astype(np.float32))
         rewards = torch.from_numpy(draw.normal(size=(STEPS, ENVS, AGENTS)).astype(np.float32))
@@ -222,7 +242,7 @@ class _Check:
         if self.data.spec.action.is_discrete:
             mask = torch.from_numpy(draw.random((STEPS, ENVS, AGENTS, CHOICES)) < 0.5)
             mask[..., 1] |= ~mask.any(-1)
-        policy = instance.policy(acting)
+        policy = self.policy(instance, execution)
 
         def play(seen: Tensor, paid: Tensor) -> Tensor:
             """Actions [T, E, N, ...] of an episode."""

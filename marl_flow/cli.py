@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 import marl_flow
-from marl_flow.cli_data import DatasetName, data
+from marl_flow.cli_data import BadPath, DatasetName, UserPath, data, for_each
 
 if TYPE_CHECKING:
     from marl_flow.interfaces import EvaluationResult
@@ -43,7 +43,7 @@ def train(
     preset: Annotated[str | None, arg(metavar="PRESET", help_behavior_hint="")] = None,
     seed: int = 0,
     device: Device = "cpu",
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    out: Annotated[UserPath | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     paper_settings: Annotated[
         Literal["centralized", "decentralized"] | None, arg(metavar="EXECUTION", help_behavior_hint="")
     ] = None,
@@ -68,7 +68,7 @@ def train(
     """
     from marl_flow.commands import train as runs
 
-    _load_task(task)
+    _load_task(task, dataset)
     run = runs.make_run(
         dataset,
         algorithm,
@@ -90,7 +90,7 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
+    runs: Positional[Annotated[tuple[UserPath, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
     /,
     *,
     k: Annotated[tuple[int, ...], arg(metavar="K [K ...]")] = (1, 2, 3, 5, 10),
@@ -140,31 +140,30 @@ def evaluate(
         gate_scale=gate_scale,
         device=device,
     )
-    faults, folders = [], []
-    for run in runs:
+    evaluated: list[str] = []
 
-        def show_present(result: EvaluationResult, run: Path = run) -> None:
+    def evaluate_one(run: Path) -> None:
+        def show_present(result: EvaluationResult) -> None:
             print(describe(result, run, already=True))
 
-        try:
-            for result in evaluate_run(run, config, gif=gif, again=again, progress=True, on_present=show_present):
-                print(describe(result, run))
-            folders.append(str(run_folder(run)))
-        except UserError as error:  # the others are evaluated all the same
-            faults.append(str(error))
-    if folders:
-        print(shlex.join(["next:", "marl-flow", "report", *dict.fromkeys(folders)]))
-    if faults:
-        raise UserError("\n".join(faults))
+        for result in evaluate_run(run, config, gif=gif, again=again, progress=True, on_present=show_present):
+            print(describe(result, run))
+        evaluated.append(str(run_folder(run)))
+
+    try:
+        for_each(runs, evaluate_one)
+    finally:
+        if evaluated:
+            print(shlex.join(["next:", "marl-flow", "report", *dict.fromkeys(evaluated)]))
     return 0
 
 
 @app.command(name="report")
 def report(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
+    runs: Positional[Annotated[tuple[UserPath, ...], arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")]],
     /,
     *,
-    out: Path = Path("runs/report"),
+    out: UserPath = Path("runs/report"),
 ) -> int:
     """Writes tables, plots and rollouts of evaluated runs, beside the published results.
 
@@ -185,7 +184,7 @@ def report(
 
 @app.command(name="quickstart")
 def quickstart(
-    *, out: Path = Path("runs/quickstart"), seed: int = 0, episodes: int = 100, device: Device = "cpu"
+    *, out: UserPath = Path("runs/quickstart"), seed: int = 0, episodes: int = 100, device: Device = "cpu"
 ) -> int:
     """From nothing to a results table in minutes: five methods on one small dataset. Started again, it continues
     where it stopped.
@@ -207,7 +206,7 @@ def campaign(
     name: Positional[Annotated[str, arg(metavar="NAME")]],
     /,
     *,
-    out: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    out: Annotated[UserPath | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
     device: Device = "cpu",
 ) -> int:
     """Runs a fixed table of methods on datasets: builds, trains, evaluates and reports. Started again, it continues
@@ -241,12 +240,18 @@ def doctor() -> int:
     return 1 if problems else 0
 
 
-def _load_task(task: str | None) -> None:
-    """Registers the environment of a task that is not the suite's own."""
+def _load_task(task: str | None, dataset: str | None = None) -> None:
+    """Registers the environment of a task that is not the suite's own, which must be the dataset's."""
     if task is not None:
         from marl_flow import envs
+        from marl_flow.datasets import catalog
+        from marl_flow.interfaces import UserError
 
-        envs.load_factory(task)
+        task_id = envs.load_factory(task)
+        if dataset is not None and (wanted := catalog.parse(dataset).task_id) != task_id:
+            raise UserError(
+                f"--task {task} makes {task_id}, but {dataset} is of {wanted}; name the factory of that task"
+            )
 
 
 def with_settings(arguments: Sequence[str]) -> list[str]:
@@ -315,13 +320,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, where a reader that has gone or a full disk is no traceback
     except KeyboardInterrupt:
         return _fail("interrupted; the same command continues where it stopped", INTERRUPTED)
+    except BadPath as error:
+        return _fail(str(error), 2)
     except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
         _discard_output()
         return 0
     except Exception as error:
-        from marl_flow.interfaces import UserError
+        from marl_flow.interfaces import ContractError, UserError
 
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | ContractError):
             stopped = type(error).__name__ == "TrainingStopped"
             return _fail(str(error), INTERRUPTED if stopped else 2)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -332,7 +339,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 2,
             )
         traceback.print_exc()
+        if place := _foreign_place(error):
+            return _fail(f"{type(error).__name__} in {place}, which is not marl_flow's; see the lines above", 1)
         return _fail(f"this is a bug in marl_flow ({type(error).__name__}); please report it with the lines above", 1)
+
+
+def _foreign_place(error: Exception) -> str | None:
+    """File and line where code raised that is neither ours nor an installed library's; None where there is none."""
+    package = Path(__file__).resolve().parent
+    ours = {package, *((package / name).resolve() for name in ("envs", "datasets", "baselines", "benchmarks"))}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename).resolve()
+        if ours & set(file.parents):
+            return None
+        library = "site-packages" in file.parts or str(file).startswith(sys.base_prefix)
+        if not library and not frame.filename.startswith("<"):
+            return f"{frame.filename}, line {frame.lineno}"
+    return None
 
 
 def _require_command(words: Sequence[str]) -> None:

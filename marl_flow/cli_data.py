@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -11,6 +13,38 @@ from tyro.conf import Positional, arg
 if TYPE_CHECKING:
     from marl_flow.datasets.store import EpisodeStore
 
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class BadPath(Exception):
+    """A path argument that means no path. Not a ValueError: tyro would replace its message by a general one."""
+
+
+def _path(words: list[str]) -> Path:
+    if not words[0].startswith("~"):  # the import below is a heavy one
+        return Path(words[0])
+    from marl_flow.files import user_path
+    from marl_flow.interfaces import UserError
+
+    try:
+        return user_path(words[0])
+    except UserError as error:
+        raise BadPath(str(error)) from error
+
+
+UserPath = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=_path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""A path argument; `~` is the home directory, also where the shell leaves it, as in --out=~/runs."""
 DatasetName = Annotated[str, arg(metavar="DATASET")]
 
 data = tyro.extras.SubcommandApp()
@@ -62,7 +96,7 @@ def data_build(
 
 @data.command(name="prey")
 def data_prey(
-    task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[Path, arg(metavar="FILE")]], /
+    task: Positional[Annotated[str, arg(metavar="TASK")]], file: Positional[Annotated[UserPath, arg(metavar="FILE")]], /
 ) -> int:
     """Stores a published prey policy for a task, and prints the name that datasets, runs and evaluations use for it.
 
@@ -110,7 +144,7 @@ def data_fetch(
 @data.command(name="import")
 def data_import(
     layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    source: Positional[Annotated[Path, arg(metavar="PATH")]],
+    source: Positional[Annotated[UserPath, arg(metavar="PATH")]],
     dataset: Positional[DatasetName],
     /,
     *,
@@ -140,7 +174,7 @@ def data_import(
 def data_export(
     dataset: Positional[DatasetName],
     layout: Positional[Annotated[str, arg(metavar="LAYOUT")]],
-    target: Positional[Annotated[Path, arg(metavar="PATH")]],
+    target: Positional[Annotated[UserPath, arg(metavar="PATH")]],
     /,
 ) -> int:
     """Writes a dataset in a published layout; importing it again gives the same data.
@@ -197,17 +231,39 @@ def data_verify(
         raise UserError(
             f"no dataset in {catalog.data_root()}; build one: marl-flow data build mpe/simple_spread/expert"
         )
-    faults = []
-    for name in wanted:
-        try:
-            passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
-        except UserError as error:
-            faults.append(str(error))
-        else:
-            print(f"{passport['dataset_id']}: whole, digest {passport['digest'][:16]}; {passport['replay']['message']}")
-    if faults:
-        raise UserError("\n".join(faults))
+
+    def verify(name: str) -> None:
+        passport = verify_dataset(datasets.require(name), str(catalog.find(name).dataset_id), steps)
+        print(f"{passport['dataset_id']}: whole, digest {passport['digest'][:16]}; {passport['replay']['message']}")
+
+    for_each(wanted, verify)
     return 0
+
+
+def for_each(items: Sequence[T], action: Callable[[T], None]) -> None:
+    """Calls `action` with every item, also after one has failed; at the end one error says which failed and why.
+
+    That is a UserError with all messages, or what was raised first where anything else was.
+    """
+    from marl_flow.interfaces import UserError
+
+    messages: list[str] = []
+    unexpected: Exception | None = None
+    for item in items:
+        try:
+            action(item)
+        except BrokenPipeError:  # nobody reads our output any more
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                unexpected = unexpected or error
+            text = str(error) or type(error).__name__
+            messages.append(text if str(item) in text or len(items) == 1 else f"{item}: {text}")
+    if unexpected is not None:
+        log.error("failed:\n%s", "\n".join(messages))
+        raise unexpected
+    if messages:
+        raise UserError("\n".join(messages))
 
 
 def _print_summary(store: EpisodeStore) -> None:

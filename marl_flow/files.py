@@ -31,6 +31,16 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _UNFINISHED = re.compile(r"(?P<name>.+)\.writing-[0-9a-f]{8}")
 
 
+def user_path(path: str | Path) -> Path:
+    """A path that a user wrote: `~` at its beginning is the home directory, also where no shell has replaced it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: expected the home directory that ~ stands for, found none; set HOME, or write the whole path"
+        ) from error
+
+
 class InUse(UserError):
     """Another process holds the lock."""
 

@@ -21,11 +21,17 @@ def load_object(reference: str, example: str) -> Any:
             f"{reference}: cannot import the module {module_name} ({error}); install its package, or run in the folder "
             "that holds it"
         ) from error
+    except SyntaxError as error:
+        raise UserError(f"{reference}: {error.filename}, line {error.lineno}: {error.msg}; mend the module") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
-            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            known = [
+                key
+                for key, value in vars(found).items()
+                if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module_name
+            ]
             raise UserError(
-                f"{reference}: the module has no attribute {name}; its callables are {', '.join(known[:12]) or 'none'}"
+                f"{reference}: the module has no attribute {name}; it defines {', '.join(known[:12]) or 'none'}"
             )
         found = getattr(found, name)
     return found

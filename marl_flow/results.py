@@ -18,11 +18,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from marl_flow import run_log
 from marl_flow.benchmarks import scores, suite
 from marl_flow.config import nearest
+from marl_flow.files import user_path
 from marl_flow.interfaces import EvaluationResult, UserError
 from marl_flow.run_folder import CONFIG, checkpoint_path
 
@@ -47,6 +48,13 @@ class ResultRow(EvaluationResult):
     settings: Mapping[str, Any] | None = dataclasses.field(hash=False)
     training: Mapping[str, Any] | None = dataclasses.field(hash=False)
     environment: Mapping[str, Any] | None = dataclasses.field(hash=False)
+
+    def __repr__(self) -> str:
+        steps = "" if self.num_sampling_steps is None else f", k={self.num_sampling_steps}"
+        return (
+            f"<{self.algorithm} ({self.preset}, seed {self.training_seed}) on {self.dataset_id}, {self.execution}"
+            f"{steps}: return {self.team_return_mean:.1f} over {len(self.seeds)} episodes>"
+        )
 
     @property
     def team_return_mean(self) -> float:
@@ -78,6 +86,14 @@ class Results(list[ResultRow]):
                 raise UserError(f"unknown field {name!r} of a result; {nearest(name, names)}")
         return Results(row for row in self if all(getattr(row, name) == value for name, value in values.items()))
 
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> ResultRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> Results: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> ResultRow | Results:
+        found = super().__getitem__(index)
+        return Results(found) if isinstance(found, list) else found
+
     def to_pandas(self) -> pandas.DataFrame:
         """A data frame with a row per result and a column per field, as `settings.width` where it is one of a mapping.
 
@@ -101,7 +117,7 @@ def load(paths: str | Path | Iterable[str | Path]) -> Results:
 def run_folders(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """Every folder at or below the given ones that holds a results file, linked ones too, sorted, each once."""
     folders: set[Path] = set()
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    for path in map(user_path, [paths] if isinstance(paths, str | Path) else paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder; name run folders, or a folder that holds some")
         inside = set(_with_results(path))

@@ -94,7 +94,7 @@ def rollout_together(
             won = won | (step.won & running)
         running = running & ~step.finished
     if bool(running.any()):
-        raise ValueError(
+        raise UserError(
             f"{env.spec.task_id} breaks its contract: {int(running.sum())} of {len(running)} episodes go on after "
             f"max_steps = {env.spec.max_steps}"
         )

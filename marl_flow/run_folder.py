@@ -43,6 +43,12 @@ def checkpoint_path(run_folder: Path, update: int) -> Path:
     return run_folder / CHECKPOINTS / f"update_{update:08d}.safetensors"
 
 
+TRAIN_LONGER = (
+    ". To train this run longer, leave `updates` as it was (the learning rate is spread over it) and add "
+    "train.updates=NUMBER"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What a run is: enough to repeat it. Dictionaries hold the JSON forms of the dataclasses they are named after."""
@@ -137,6 +143,7 @@ def require_same_run(stored: RunRecord, requested: RunRecord, source: Path) -> N
         raise UserError(
             f"{source} belongs to another run ({stored.config_digest}; requested: {requested.config_digest}): "
             f"{'; '.join(differences)}; choose another --out, or the same settings"
+            + (TRAIN_LONGER if names == ["config.updates"] else "")
         )
 
 

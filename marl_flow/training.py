@@ -25,7 +25,7 @@ import torch
 from marl_flow import checkpoint as checkpoints
 from marl_flow import seeding
 from marl_flow.algorithm import Algorithm, reference
-from marl_flow.checkpoint import Checkpoint, Header, restore
+from marl_flow.checkpoint import Checkpoint, Header, require_reloadable, restore
 from marl_flow.config import digest, to_json
 from marl_flow.interfaces import Batch, Metrics, TaskSpec, UserError, WindowSpec
 from marl_flow.normalize import Normalizers
@@ -171,6 +171,7 @@ def train(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
             f"{data.spec.action.kind} ones; choose another algorithm"
         )
+    require_reloadable(algorithm, config)
     with lock(run_folder):
         read_config(run_folder, run)
         loop = _Loop(run_folder, algorithm, config, training, data, run, device)

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from marl_flow import cli
+from marl_flow.benchmarks.tables.render import rendered
 from marl_flow.commands.data import build_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +131,7 @@ def slug(heading: str) -> str:
 def headings(page: Path) -> set[str]:
     """Anchors of a page, or of the file that is all it includes."""
     text = page.read_text(encoding="utf-8")
-    if included := re.match(r"```\{include\} (\S+)", text):
+    if included := re.search(r"^```\{include\} (\S+)", text, re.MULTILINE):
         return headings((page.parent / included[1]).resolve())
     return {slug(line.lstrip("#")) for line in prose(text).splitlines() if line.startswith("#")}
 
@@ -228,6 +229,14 @@ def test_the_picture_is_there_and_light() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert 10_000 < (ROOT / picture).stat().st_size < 150_000
+
+
+def test_a_transcribed_table_claims_no_measured_commit() -> None:
+    """Catches a source line that presents numbers copied from an older page as measured at a commit."""
+    page = ROOT / "docs/results.md"
+    transcribed, measured = rendered("mpe", ROOT, page), rendered("quickstart", ROOT, page)
+    assert "transcribed from README.md at commit 044d6de" in transcribed and "commit `" not in transcribed
+    assert "commit `de131de`" in measured and "transcribed" not in measured
 
 
 def test_make_targets_exist() -> None:

@@ -17,6 +17,7 @@ SCRIPTS = {
     "load_results.py": ["runs", "--picture", "returns.png"],
     "play_policy.py": ["runs/small/bc", "--episodes", "2"],
     "own_environment.py": ["--updates", "3", "--data-episodes", "20", "--episodes", "4"],
+    "own_vector_env.py": ["--updates", "3", "--data-episodes", "20", "--episodes", "4"],
     "own_method.py": ["--dataset", "mpe/simple_spread/expert", "--updates", "3", "--episodes", "4"],
     "own_data.py": ["--updates", "3", "--data-episodes", "20", "--episodes", "4"],
 }
@@ -63,6 +64,36 @@ def test_scripts_run(place: Path) -> None:
     assert (place / "runs/small/report/report.md").is_file()
     assert (place / "returns.png").is_file()
     assert (place / "data/user/mygame/rendezvous/noisy-v1/manifest.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_data.py", "own_environment.py", "own_vector_env.py"])
+def test_scripts_that_make_data_run_again(place: Path, name: str) -> None:
+    """Catches a script that fails the second time, because its dataset is there already."""
+    command = [sys.executable, str(EXAMPLES / name), *SCRIPTS[name], "--out", f"runs/again/{name}"]
+    for time in ("first", "second"):
+        done = subprocess.run(
+            command, cwd=place, env=variables(place), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, f"{name}, {time} time\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_results_of_different_settings_are_not_averaged(place: Path) -> None:
+    """Catches a table that mixes runs of different budgets into one line; training seeds of one setting share one."""
+    settings = {"a": ("3", "0"), "b": ("3", "1"), "c": ("4", "0")}
+    for folder, (updates, seed) in settings.items():
+        train = ["train", "mpe/simple_spread/expert", "bc", f"updates={updates}", "--seed", seed]
+        for words in ([*train, "--out", f"runs/mixed/{folder}"], ["eval", f"runs/mixed/{folder}", "--episodes", "4"]):
+            command = [sys.executable, "-m", "marl_flow", *words]
+            subprocess.run(command, cwd=place, env=variables(place), capture_output=True, timeout=300, check=True)
+    command = [sys.executable, str(EXAMPLES / "load_results.py"), "runs/mixed", "--picture", "mixed.png"]
+    done = subprocess.run(
+        command, cwd=place, env=variables(place), capture_output=True, text=True, timeout=300, check=True
+    )
+    header, *lines = done.stdout.splitlines()[:-1]  # the last names the picture
+    at = header.split().index("training_seeds")
+    assert [line.split()[at] for line in lines] in (["2", "1"], ["1", "2"])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -300,6 +301,18 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     subprocess.run([*command, str(source)], check=True, capture_output=True, text=True)
     (built,) = copy.glob("*.whl")
     return set(zipfile.ZipFile(built).namelist())
+
+
+def test_a_copy_without_links_says_so(tmp_path: Path) -> None:
+    """Catches a zip or a Windows checkout, whose links are text files, that fails with a word about nothing."""
+    for place in ("marl_flow/__init__.py", "marl_flow/envs"):
+        target = tmp_path / place
+        target.parent.mkdir(exist_ok=True)
+        target.write_text((ROOT / place).read_text() if place.endswith(".py") else "../envs")
+    command = [sys.executable, "-c", "import marl_flow"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "are symbolic links" in done.stderr
 
 
 def test_the_folders_are_linked_into_the_package() -> None:

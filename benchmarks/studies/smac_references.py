@@ -23,7 +23,7 @@ from marl_flow.tasks import NUM_BASIC_ACTIONS
 PUBLISHED: Mapping[str, str] = {
     "3m": "OG-MARL: Good 16.49 (22.9), Medium 9.96 (23.9), Poor 4.69 (20.4); max 20",
     "8m": "OG-MARL: Good 16.86 (32.6), Medium 10.14 (25.4), Poor 5.28 (48.2); max 20",
-    "5m_vs_6m": "OG-MARL: Good 16.58 (27.5), Medium 12.62 (25.4), Poor 7.45 (20.5); max 20",
+    "5m_vs_6m": "OG-MARL: Good 16.58 (27.4), Medium 12.62 (25.4), Poor 7.45 (20.5); max 20",
     "2s3z": "OG-MARL: Good 18.32 (53.5), Medium 12.57 (53.5), Poor 6.88 (100.2); max 21.62",
     "3s5z_vs_3s6z": "OG-MARL: 16.56 (136), 10.69 (53), 5.90 (56); max 24.46. Scripted nearest-enemy team: 0 % won",
     "27m_vs_30m": "Scripted nearest-enemy team: 0 % won",

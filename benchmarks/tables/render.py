@@ -96,12 +96,11 @@ def rendered(name: str, root: Path, page: Path) -> str:
     if not body:
         raise UserError(f"{path}: expected rows for table {name}, found none where {dict(table.where)}")
     about, link = read_about(folder), _link(folder, page)
-    origin = (
-        f"From [{table.file}]({link}/{table.file}) ([about]({link}/{ABOUT})): `{about.command}`, commit "
-        f"`{about.commit}`, {about.date}."
-    )
+    origin = f"From [{table.file}]({link}/{table.file}) ([about]({link}/{ABOUT})): `{about.command}`, "
     if about.transcribed:
-        origin += f" Transcribed from {about.transcribed}; the files it was measured into are gone."
+        origin += f"{about.date}, transcribed from {about.transcribed}; the files it was measured into are gone."
+    else:
+        origin += f"commit `{about.commit}`, {about.date}."
     return f"{report.table(header, body, range(table.left, len(header)))}\n\n{origin}"
 
 

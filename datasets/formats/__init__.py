@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marl_flow.config import nearest
+from marl_flow.files import user_path
 from marl_flow.interfaces import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def import_dataset(
     from marl_flow.datasets.store import open_store
     from marl_flow.datasets.writer import AlreadyThere, StoreWriter
 
-    source, folder = Path(source), Path(folder)
+    source, folder = user_path(source), user_path(folder)
     if spec is None and layout not in CARRY_SPEC:
         raise UserError(
             f"expected the task of the {layout} data in {source} (its files do not name it), found none; "
@@ -86,7 +87,7 @@ def import_dataset(
 def record_in(layout: str, source: Path) -> Record | None:
     """What files that we exported say of themselves, the task and the dataset they come from; None for others'."""
     _known(layout, LAYOUTS)
-    return _module(layout).record_in(Path(source)) if layout in EXPORTS else None
+    return _module(layout).record_in(user_path(source)) if layout in EXPORTS else None
 
 
 def export_dataset(layout: str, store: EpisodeStore, target: Path) -> None:
@@ -97,7 +98,7 @@ def export_dataset(layout: str, store: EpisodeStore, target: Path) -> None:
     _known(layout, EXPORTS)
     from marl_flow.datasets.formats.target import new_path
 
-    target = Path(target)
+    target = user_path(target)
     with new_path(target) as path:
         _module(layout).write(store, path, target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +35,28 @@ class Column:
             raise UserError(f"{self.name}: expected shape {list(shape)}, found {list(self.shape)}")
         return self
 
+    def squeezed(self) -> Column:
+        """The column as [rows] where it is [rows, 1], else itself."""
+        if self.shape[1:] != (1,):
+            return self
+        return replace(self, shape=self.shape[:1], fetch=lambda start, stop: self.fetch(start, stop)[:, 0])
+
     def floats(self, start: int, stop: int) -> np.ndarray:
-        """Rows as finite float32; the file may hold 32 or 64 bits."""
-        if self.dtype.kind != "f" or self.dtype.itemsize not in (4, 8):
-            raise UserError(f"{self.name}: expected float32 or float64, found {self.dtype}")
+        """Rows as finite float32. The file may hold float16, float32 or float64, which is rounded; bools; or integers,
+        of which float32 must hold each exactly (all up to 2**24 are)."""
+        if self.dtype.kind == "b":
+            return self.flags(start, stop).astype(np.float32)
+        is_integer = self.dtype.kind in "iu"
+        if not is_integer and (self.dtype.kind != "f" or self.dtype.itemsize not in (2, 4, 8)):
+            raise UserError(f"{self.name}: expected float16, float32, float64 or integers, found {self.dtype}")
+        stored = self.fetch(start, stop)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = np.array(self.fetch(start, stop), dtype=np.float32)
+            values = np.array(stored, dtype=np.float32)
+            if is_integer:
+                back = values.astype(np.uint64 if self.dtype.kind == "u" else np.int64)
+                wrong = (np.abs(values) >= 2.0**63) | (back != stored)
+                if wrong.any():
+                    self.refuse(start, wrong, "integers that float32 holds exactly")
         if not np.isfinite(values).all():
             self.refuse(start, ~np.isfinite(values), "finite numbers (within float32)")
         return values

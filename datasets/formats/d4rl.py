@@ -1,6 +1,7 @@
 """D4RL's HDF5 layout: flat rows. One agent as published, several as our own extension of it.
 
     observations [M, O], actions [M, A], rewards, terminals [M]; optional timeouts [M], next_observations [M, O]
+    [M, 1] counts as [M], as in D4RL's own loader
     N agents: observations [M, N, O], actions [M, N, A] or integers [M, N], rewards [M] the team's, and
     infos/agent_rewards [M, N]; infos/{state,action_mask} [M, ...] and infos/{next_state,next_action_mask}; the file's
     attribute `marl_flow` is a JSON record of the task
@@ -65,6 +66,9 @@ def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None 
             check_task(spec, record.spec, ATTRIBUTE)
         candidates = {name: hdf5.column(file, name) for name in (*_FRAMES.values(), *_NEXT.values(), *_OTHERS)}
         columns = {name: column for name, column in candidates.items() if column is not None}
+        for name in ("rewards", "terminals", "timeouts"):
+            if name in columns:
+                columns[name] = columns[name].squeezed()
         missing = [name for name in ("observations", "actions", "rewards", "terminals") if name not in columns]
         if missing:
             raise UserError(f"expected the arrays {', '.join(missing)}, found none of that name")
@@ -80,8 +84,10 @@ def open_source(source: Path, spec: TaskSpec | None, shared: SharedRobot | None 
             raise UserError(f"next_observations: expected {'some' if not has_final else 'none'} by the file's record")
         known = record.spec if record else spec
         lengths, terminated, left = _cut(columns, known)
-        task = known or _implied(source, columns, lengths)
         report_tail(left, len(lengths), source.name)
+        task = known or _implied(source, columns, lengths)
+        if task.action.is_discrete:
+            columns["actions"] = columns["actions"].squeezed()
         check_lengths(lengths, task, source.name)
         if left >= task.max_steps and known:
             raise UserError(

@@ -133,7 +133,7 @@ def _ends(file: Any, episodes: list[str]) -> tuple[np.ndarray, np.ndarray]:
         steps = _need(file, f"{episode}/rewards").rows
         flags = {}
         for name in ("terminations", "truncations"):
-            column = _need(file, f"{episode}/{name}").expect(steps)
+            column = _need(file, f"{episode}/{name}").squeezed().expect(steps)
             flags[name] = column.flags(0, steps)
             if flags[name][:-1].any():
                 raise UserError(
@@ -188,6 +188,8 @@ def _read(
     finals: dict[str, list[np.ndarray]] = {}
     for episode, length in zip(episodes[run.episodes], np.diff(run.offsets).tolist(), strict=True):
         actions, rewards = _need(file, f"{episode}/actions"), _need(file, f"{episode}/rewards")
+        if action.is_discrete and agents == 1:
+            actions = actions.squeezed()
         actions.expect(length, *axis, *(() if action.is_discrete else (action.size,)))
         if action.is_discrete:
             steps.setdefault("actions", []).append(actions.choices(0, length, action.size).reshape(length, agents))

@@ -130,7 +130,7 @@ def card(store: EpisodeStore, num_bins: int = 20) -> dict[str, Any]:
     """Plain JSON values that describe a store: sizes, undiscounted returns, ranges per feature, provenance."""
     entry = catalog.CATALOG.get(store.dataset_id)
     agent_returns, team_returns = store.agent_returns(), store.team_returns()
-    counts, edges = np.histogram(team_returns, bins=num_bins)
+    counts, edges = _histogram(team_returns, num_bins)
     lengths = store.lengths
     real = store.real_frames
     ranges = {"observations": _ranges(store.observations if real is None else store.observations[real])}
@@ -234,6 +234,14 @@ def _summary(returns: np.ndarray) -> dict[str, Any]:
             f"{q:g}": float(value) for q, value in zip(QUANTILES, np.quantile(returns, QUANTILES), strict=True)
         },
     }
+
+
+def _histogram(values: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [bins] and edges [bins + 1]; one bin where the values are too near each other for floats between them."""
+    low, high = float(values.min()), float(values.max())
+    if low < high and (np.diff(np.linspace(low, high, num_bins + 1)) <= 0).any():
+        return np.array([len(values)]), np.array([low, high])
+    return np.histogram(values, bins=num_bins)
 
 
 def _ranges(values: np.ndarray) -> dict[str, list[float]]:

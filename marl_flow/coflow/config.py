@@ -37,7 +37,9 @@ class CoFlowConfig:
     """H, planned steps (>= 1). The paper and its release count frames: their horizon 24 is 23 here."""
     backbone: Literal["unet", "token"] = "token"
     width: int = 128
-    """Channels of the token network, or of the U-Net's first level; divisible by 16."""
+    """Channels of the token network, or what `unet_multipliers` multiply. Where agents attend (token network: `width`;
+    U-Net: every level's channels, the first level's only with `attention_on_every_skip`) they are divisible by
+    4 * `heads`, and those of each U-Net level by 8."""
     unet_multipliers: tuple[int, ...] = (1, 4, 8)
     token_blocks: int = 3
     embedding_width: int = 32
@@ -93,7 +95,7 @@ class CoFlowConfig:
     def __post_init__(self) -> None:
         WindowSpec(history=self.history, horizon=self.horizon, discount=self.discount)
         for name, low, high in (
-            ("width", 16, None),
+            ("width", 1, None),
             ("embedding_width", 4, None),
             ("token_blocks", 1, None),
             ("heads", 1, None),
@@ -118,17 +120,17 @@ class CoFlowConfig:
             if value is not None and (value < low or (high is not None and value > high)):
                 limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
                 raise ValueError(f"{name}: expected {limit}, got {value}")
-        if self.width % 16 or (self.width // 4) % self.heads or self.embedding_width % 2:
-            raise ValueError(
-                "width must be divisible by 16 and width / 4 by heads, and embedding_width even, got width "
-                f"{self.width}, heads {self.heads}, embedding_width {self.embedding_width}"
-            )
+        if self.embedding_width % 2:
+            raise ValueError(f"embedding_width: expected an even number, got {self.embedding_width}")
+        if any(multiplier < 1 for multiplier in self.unet_multipliers):
+            raise ValueError(f"unet_multipliers: expected numbers of at least 1, got {self.unet_multipliers}")
         stride = 2 ** (len(self.unet_multipliers) - 1)
         if self.backbone == "unet" and (not self.unet_multipliers or self.frames % stride):
             raise ValueError(
                 f"a U-Net of {len(self.unet_multipliers)} levels needs history + 1 + horizon divisible by {stride}, "
                 f"got history {self.history} and horizon {self.horizon} ({self.frames} frames)"
             )
+        self._check_widths()
         if self.return_to_go_update and self.discount == 0.0:
             raise ValueError("return_to_go_update divides by discount, which must then be above 0, got 0")
         if self.guidance_weight != 1.0 and self.guidance_in_loss == (self.condition_dropout > 0.0):
@@ -136,6 +138,24 @@ class CoFlowConfig:
                 f"guidance_weight {self.guidance_weight} needs an unconditional field: either guidance_in_loss or a "
                 f"condition_dropout above 0, not both, got {self.guidance_in_loss} and {self.condition_dropout}"
             )
+
+    def _check_widths(self) -> None:
+        """Raises where the channels of a layer cannot be split into its heads or normalisation groups."""
+        if self.backbone == "token":
+            normalized, attended = [], [self.width]
+        else:
+            normalized = [self.width * multiplier for multiplier in self.unet_multipliers]
+            attended = normalized[1:] or normalized
+            if self.attention_on_every_skip:
+                attended = normalized
+        for divisor, channels, purpose in ((8, normalized, "group norm"), (4 * self.heads, attended, "attention")):
+            wrong = [count for count in channels if count % divisor]
+            if wrong:
+                raise ValueError(
+                    f"width: expected {purpose} on multiples of {divisor} channels, got {wrong[0]} (backbone "
+                    f"{self.backbone}, width {self.width}, unet_multipliers {self.unet_multipliers}, heads "
+                    f"{self.heads}); change width or heads"
+                )
 
     def has_agent_ids(self, spec: TaskSpec) -> bool:
         """Whether frames begin with the agent's one-hot id in this task."""

@@ -282,9 +282,23 @@ def _against(task_id: str, prey: str | None) -> TaskSpec:
     return dataclasses.replace(spec, opponent=prey)
 
 
+def require_task(stored: TaskSpec, offered: TaskSpec, dataset_id: str) -> None:
+    """Raises unless the environment is of the task that the data are of."""
+    before, after = stored.to_json(), offered.to_json()
+    names = dict.fromkeys([*before, *after])
+    found = [f"{n}: {before.get(n)} there, {after.get(n)} here" for n in names if before.get(n) != after.get(n)]
+    if found:
+        raise UserError(
+            f"{dataset_id}: the data are of another {stored.task_id} than this environment ({'; '.join(found)}); "
+            "record them again, or name the environment they were recorded in"
+        )
+
+
 def training_data(store: EpisodeStore) -> TrainingData:
     """A store as training sees it; one that does not fit its environment is refused."""
     assert store.digest is not None, "only a store on disk identifies what a run was trained on"
+    if envs.knows(store.spec.task_id):
+        require_task(store.spec, environment(store.spec, 1).spec, store.dataset_id)
     require_replay(store)
     return TrainingData(
         dataset_id=store.dataset_id,

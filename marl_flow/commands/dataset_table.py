@@ -52,7 +52,7 @@ def table(*, origin: str | None = None, suite: str | None = None, root: Path | N
         lines += [f"{group_suite}, {_HOW[group_origin]}", *_rendered(group, names)]
     if not shown:
         lines += ["  none"]
-    data_root = catalog.data_root() if root is None else root
+    data_root = catalog.data_root(root)
     advice = (
         f"in {data_root}; build one with `marl-flow data build DATASET`, download one with `marl-flow data fetch "
         "DATASET`, bring your own with `marl-flow data import`"

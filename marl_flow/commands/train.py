@@ -6,6 +6,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import logging
 import shlex
 import textwrap
 import typing
@@ -18,10 +19,12 @@ from marl_flow import baselines
 from marl_flow.benchmarks import suite
 from marl_flow.commands.data import open_dataset, training_data
 from marl_flow.config import nearest, override
-from marl_flow.datasets import catalog
+from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import Execution, UserError
 from marl_flow.training import TrainConfig, TrainResult, check_machine
 from marl_flow.training import train as run_training
+
+log = logging.getLogger(__name__)
 
 TRAIN_PREFIX = "train."
 """Marks a setting as one of training where the algorithm has one of the same name: `train.updates=3000`."""
@@ -200,7 +203,14 @@ def field_meanings(config_class: type) -> dict[str, str]:
 def train(run: Run, *, progress: bool = True) -> TrainResult:
     """Trains a run, with a progress bar; continues where it stopped when the folder holds the same run."""
     check_machine(run.training)  # before a dataset is built
-    data = training_data(open_dataset(run.dataset_id))
+    store = open_dataset(run.dataset_id)
+    if difference := native.unlike_recipe(store):
+        log.warning(
+            "%s is not what its recipe makes: %s; results on it stay apart from those on the whole dataset (`marl-flow "
+            "data build %s --force` builds that)",
+            *(run.dataset_id, difference, run.dataset_id),
+        )
+    data = training_data(store)
     algorithm = baselines.get(run.algorithm)
     return run_training(run.folder, algorithm, run.config, run.training, data, preset=run.preset, progress=progress)
 

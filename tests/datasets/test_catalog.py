@@ -93,9 +93,52 @@ def test_data_root_follows_the_environment(tmp_path: Path, monkeypatch) -> None:
     assert catalog.folder_of("mpe/simple_spread/expert") == inside
     assert catalog.folder_of("mpe/simple_spread/expert", tmp_path / "b").is_relative_to(tmp_path / "b")
     monkeypatch.delenv("MARL_FLOW_DATA")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert catalog.data_root() == Path.home() / ".cache" / "marl_flow" / "datasets"
     assert catalog.downloads_root() == catalog.data_root() / "downloads"
     assert catalog.downloads_root(tmp_path) == tmp_path / "downloads"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MARL_FLOW_DATA": "~/marl"}, "home/marl"),
+        ({"MARL_FLOW_DATA": "$HOME/marl"}, "home/marl"),
+        ({"MARL_FLOW_DATA": "", "XDG_CACHE_HOME": "{0}/cache"}, "cache/marl_flow/datasets"),
+        ({"MARL_FLOW_DATA": "~/marl", "XDG_CACHE_HOME": "{0}/cache"}, "home/marl"),
+        ({"XDG_CACHE_HOME": "relative"}, "home/.cache/marl_flow/datasets"),
+        ({}, "home/.cache/marl_flow/datasets"),
+    ],
+)
+def test_the_home_directory_in_the_data_root(variables, expected, tmp_path: Path, monkeypatch) -> None:
+    """Catches a folder called `~` or `$HOME` in the current folder, which is what .env files and Dockerfiles give, and
+    a cache that is not where the user moved it."""
+    for name in ("MARL_FLOW_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    assert catalog.data_root() == tmp_path / expected
+    assert catalog.folder_of("mpe/simple_spread/expert").is_relative_to(tmp_path / expected)
+    assert catalog.downloads_root("~/other") == tmp_path / "home" / "other" / "downloads"
+
+
+def test_no_home_directory_is_one_message(monkeypatch) -> None:
+    """Catches a traceback where a container's user has no home, and a folder named after a variable that is not set."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for value in ("", "~/marl"):
+        monkeypatch.setenv("MARL_FLOW_DATA", value)
+        with pytest.raises(UserError, match="expected the home directory that ~ stands for, found none; set HOME"):
+            catalog.data_root()
+    monkeypatch.setenv("MARL_FLOW_DATA", "$NO_SUCH_VARIABLE/marl")
+    with pytest.raises(UserError, match=r"MARL_FLOW_DATA: expected a folder, found '\$NO_SUCH.*variable is not set"):
+        catalog.data_root()
 
 
 def test_absent_datasets_name_the_build_command(tmp_path: Path) -> None:

@@ -48,6 +48,43 @@ def test_what_is_played_is_what_is_saved(counting_env, tmp_path: Path) -> None:
     assert datasets.load(MINE, tmp_path).digest == store.digest
 
 
+def test_several_batches_are_taken_at_once(counting_env) -> None:
+    """Catches a batch of several episodes taken for one, and episodes lost when they cannot be joined."""
+    env = Recorder(counting_env(3))
+    for seeds in ([3, 4, 5], [7, 10, 6]):
+        play(env, seeds)
+    store = env.take("x")
+    assert store.lengths.tolist() == [2, 3, 4, 3, 3, 2] and env.num_episodes == 0
+    np.testing.assert_array_equal(store.observations[store.first_frames, 0, 0], [3, 4, 5, 7, 10, 6])
+    with pytest.raises(UserError, match="recorded none"):
+        env.take("x")
+
+
+def test_a_broken_row_costs_its_own_episode_only(counting_env, tmp_path: Path) -> None:
+    """Catches good episodes lost, without a word, for one reward that is not a number."""
+
+    class Broken(counting_env):
+        def step(self, actions: Tensor) -> TimeStep:
+            step = super().step(actions)
+            step.rewards[1] = torch.where(step.finished[1], step.rewards[1], torch.nan)
+            return step
+
+    env = Recorder(Broken(3))
+    with pytest.raises(UserError, match=r"1 of 3 finished episodes were not recorded.*row 1: rewards: .*found nan"):
+        play(env, [3, 4, 5])
+    assert env.num_episodes == 2
+    assert env.save(MINE, root=tmp_path).lengths.tolist() == [2, 4]
+
+
+def test_episodes_that_were_left_out_once_do_not_count_again(counting_env, tmp_path: Path) -> None:
+    """Catches every later `save` refused for what an earlier one left out on purpose."""
+    env = Recorder(counting_env(3))
+    play(env, [3, 4, 5], steps=2)
+    env.save(MINE, root=tmp_path, drop_unfinished=True)
+    play(env, [3, 4, 5])
+    assert env.num_unfinished == 0
+
+
 def test_an_environment_may_write_over_what_it_showed(counting_env, tmp_path: Path) -> None:
     """Catches frames that are kept as the environment's own memory, which all show the last moment then."""
 

@@ -121,6 +121,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "flag as number": (episode(3, terminated=1.0), "terminated: expected true or false, found float64"),
     "a number": (episode(3, rewards=1.0), "rewards|offsets"),
     "another array": (episode(3, state=np.zeros((4, 4))), "expected .* as in the first episode, found .*state"),
+    "ragged observations": ({**episode(3), "observations": [[1.0], [1.0, 2.0]]}, "observations: expected an array"),
+    "scalar observations": ({**episode(3), "observations": 1.0}, "observations: expected an array with a first axis"),
+    "rewards that are None": ({**episode(3), "rewards": None}, "rewards: expected"),
+    "no mapping": (None, "expected a mapping from names to arrays, found NoneType"),
+    "mask of continuous actions": (
+        {**episode(3), "action_mask": np.ones((4, 2, 2), bool)},
+        "action_mask: expected none",
+    ),
 }
 
 

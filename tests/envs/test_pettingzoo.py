@@ -12,6 +12,7 @@ from pettingzoo.test import parallel_api_test
 from marl_flow import envs
 from marl_flow.envs.checks import check_vector_env
 from marl_flow.envs.pettingzoo import ParallelVectorEnv, SingleEpisode, to_parallel_env
+from marl_flow.envs.smac.scripted import ScriptedTeam
 from marl_flow.interfaces import UserError
 
 QUICK_TASKS = (
@@ -49,6 +50,35 @@ def test_an_exported_episode_is_the_same_episode() -> None:
     assert theirs.agents == [] and theirs.render().shape == (400, 400, 3)
     with pytest.raises(UserError, match=r"no episode is running; call reset"):
         theirs.step(given)
+
+
+def test_a_step_after_the_end_is_empty() -> None:
+    """Catches wrappers that fail at every episode's end: PettingZoo's own environments answer step({}) with nothing."""
+    env = to_parallel_env("mpe/simple_spread")
+    with pytest.raises(UserError, match=r"no episode is running; call reset"):
+        env.step({})
+    env.reset(seed=0)
+    for _ in range(25):
+        infos = env.step({agent: env.action_space(agent).sample() for agent in env.agents})[-1]
+    assert infos == {agent: {} for agent in env.possible_agents}, "this task cannot be won"
+    assert env.agents == [] and env.step({}) == ({}, {}, {}, {}, {})
+    assert set(env.reset(seed=0)[0]) == set(env.possible_agents)
+
+
+def test_infos_say_who_has_won() -> None:
+    """Catches an exported battle of which nobody learns whether it was won: infos say what the row itself says."""
+    inner, outcomes = envs.make("smac/8m", 1), []
+    env, team = SingleEpisode(inner), ScriptedTeam(inner, "focus")
+    for seed in range(2):
+        observations, infos = env.reset(seed=seed)
+        while env.agents:
+            assert infos == {agent: {} for agent in env.agents}
+            masks = torch.as_tensor(np.stack([seen["action_mask"] for seen in observations.values()])).bool()
+            fights = team.act(torch.empty(0), masks[None], torch.empty(0))[0] if seed else masks.int().argmax(-1)
+            observations, _, _, _, infos = env.step(dict(zip(env.agents, fights.tolist(), strict=True)))
+        assert infos == {agent: {"won": bool(env._time_step.won[0])} for agent in env.possible_agents}
+        outcomes.append(infos[env.possible_agents[0]]["won"])
+    assert outcomes == [False, True]
 
 
 def test_episodes_without_a_seed_differ_and_repeat() -> None:
@@ -122,6 +152,51 @@ def test_masks_starts_and_early_leavers(in_observation: bool) -> None:
     assert not step.finished[0]
     step = env.step(torch.tensor([[0, 0], [0, 0]]))
     assert step.truncated.tolist() == [True, False] and step.terminated.tolist() == [False, True]
+
+
+class Leaving(Corridor):
+    """`right` leaves after its second step: without observation, reward or flags. `returns`: it is back after one."""
+
+    def __init__(self, *, returns: bool = False, silent: bool = False) -> None:
+        super().__init__()
+        self.returns, self.silent = returns, silent
+
+    def step(self, actions):
+        observed, rewards, _, _, infos = super().step(dict.fromkeys(actions, 6))
+        present = {"left"} if self.time == 2 or (self.time > 2 and not self.returns) else {"left", "right"}
+        self.agents = [] if self.time == 5 else [agent for agent in self.possible_agents if agent in present]
+        if self.silent and self.time == 1:
+            present = {"left"}
+        flags = dict.fromkeys(present, self.time == 5)
+        self.position |= dict.fromkeys(self.agents, 0)
+        return *({k: each[k] for k in present if k in each} for each in (observed, rewards)), flags, flags, infos
+
+
+def test_agents_that_leave_for_good_and_that_return() -> None:
+    """Catches KeyErrors over an agent that leaves without a last observation, an agent that is forgotten when it
+    returns, and one that is silent while it still acts taken for one that left."""
+    make_row = {"task_id": "leaving", "max_steps": 8}
+    env = ParallelVectorEnv(Leaving, 1, **make_row)
+    stay = torch.zeros(1, 2, dtype=torch.int64)
+    env.reset([1])
+    before = env.step(stay)
+    for step in (env.step(stay) for _ in range(3)):
+        assert step.observations[0, 1].tolist() == before.observations[0, 1].tolist()
+        assert step.rewards.tolist() == [[1.0, 0.0]] and step.action_mask[0, 1].tolist() == [True, False]
+        assert not step.finished.any()
+    assert env.step(stay).finished.all()
+
+    env = ParallelVectorEnv(lambda: Leaving(returns=True), 1, **make_row)
+    env.reset([1])
+    env.step(stay)
+    env.step(stay)
+    with pytest.raises(UserError, match=r"agents that leave to stay away .* found right \(row 0\) .* after step 3"):
+        env.step(stay)
+
+    env = ParallelVectorEnv(lambda: Leaving(silent=True), 1, **make_row)
+    env.reset([1])
+    with pytest.raises(UserError, match=r"expected .* of every acting agent, got none for right"):
+        env.step(stay)
 
 
 def test_contract_of_an_imported_environment() -> None:

@@ -100,7 +100,7 @@ def test_arguments_reach_the_factories_that_take_them(outside: str) -> None:
     ("reference", "message"),
     [
         ("no_such_game:make", r"cannot import the module no_such_game \(No module named 'no_such_game'\); install"),
-        ("{}:Glyde", r"has no attribute Glyde; its callables are .*Glide"),
+        ("{}:Glyde", r"has no attribute Glyde; it defines .*Glide"),
         ("{}:", r"expected module:name such as mygame\.tasks:make_duel"),
         ("{}:NOT_CALLABLE", r"expected a callable factory, got 3"),
         ("{}:returns_text", r"must return a VectorEnv .*returned builtins\.str"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +95,53 @@ class HiddenCounter(Own):
         return loss * self.calls, metrics
 
 
+class AverageInADict(Own):
+    """Acts with a running average that no attribute of its own holds."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.averages = {"actor": copy.deepcopy(self.network)}
+
+
+class AverageOutOfSight(Own):
+    """The same, hidden in an object."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.hidden = types.SimpleNamespace(actor=copy.deepcopy(self.network))
+
+    def update(self, batch: Batch, generator: torch.Generator, micro_batches: int = 1) -> Metrics:
+        metrics = super().update(batch, generator, micro_batches)
+        with torch.no_grad():
+            for average, weight in zip(self.hidden.actor.parameters(), self.network.parameters(), strict=True):
+                average.lerp_(weight, 0.5)
+        return metrics
+
+    def decide(self, observations: Tensor, action_mask: Tensor | None) -> Tensor:
+        network, self.network = self.network, self.hidden.actor
+        try:
+            return super().decide(observations, action_mask)
+        finally:
+            self.network = network
+
+
+class BareParameter(Own):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.offset = nn.Parameter(torch.zeros(1))
+
+
+class NoTuple(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> Any:
+        return super().loss(batch, generator)[0]
+
+
+class NotScalar(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().loss(batch, generator)
+        return loss[None], metrics
+
+
 class LooseState(Own):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
@@ -109,6 +158,19 @@ class AttachedMetric(Own):
     def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
         loss, _ = super().loss(batch, generator)
         return loss, {"loss": loss}
+
+
+class FloatMetric(Own):
+    def loss(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Metrics]:
+        loss, _ = super().loss(batch, generator)
+        return loss, {"loss": float(loss.detach())}  # type: ignore[dict-item]
+
+
+class OtherName(Own):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.adam = self.optimizer
+        del self.optimizer
 
 
 class SeesOthers(Own):
@@ -187,9 +249,16 @@ class NoBudget(Own):
     [
         (GlobalDraw, "draws from torch's global generator"),
         (HiddenCounter, "not in `state_dict`"),
+        (AverageInADict, "averages is a dict that holds weights"),
+        (AverageOutOfSight, "a loaded instance acts differently"),
+        (BareParameter, "offset is a Parameter that holds weights"),
+        (NoTuple, "must return .scalar tensor, metrics by name., found Tensor"),
+        (NotScalar, "must return a scalar tensor with a gradient"),
         (LooseState, "accepts an unknown entry"),
         (NoisyBatch, "modifies its batch"),
         (AttachedMetric, "detached"),
+        (FloatMetric, "expected a detached tensor of shape"),
+        (OtherName, "expected an optimiser as the attribute `optimizer`, found NoneType"),
         (SeesOthers, r"agent 0's action depends on the other agents' observations"),
         (MixesRows, "episodes beside it"),
         (IgnoresTheMask, "illegal actions"),

@@ -19,7 +19,7 @@ import pytest
 import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
-from marl_flow.commands import doctor, quickstart
+from marl_flow.commands import data, doctor, quickstart
 from marl_flow.commands.evaluate import describe
 from marl_flow.run_log import read_results
 
@@ -107,6 +107,22 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
     assert cli.with_settings(["eval", *given]) == ["eval", *given]
 
 
+def test_a_tilde_in_a_path_is_the_home_directory(place: Path, monkeypatch, capsys) -> None:
+    """Catches a folder called `~` in the current folder, which is what --out=~/x gives where no shell replaces it."""
+    monkeypatch.setenv("HOME", str(place / "home"))
+    assert cli.main([*bc("x", "updates=2")[:3], "--out=~/runs/x", *bc("x", "updates=2")[5:]]) == 0
+    assert cli.main(["eval", "~/runs/x", "--episodes", "2"]) == 0
+    assert cli.main(["report", "~/runs/x", "--out", "~/report"]) == 0
+    assert cli.main(["data", "export", DATASET, "madiff", "~/data/export"]) == 0
+    assert cli.main(["data", "import", "madiff", "~/nothing", "user/mpe/simple_spread/tilde-v1"]) == 2
+    assert str(place / "home" / "nothing") in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["home"]
+    assert {"data", "report", "runs"} <= {path.name for path in (place / "home").iterdir()}
+    assert marl_flow.evaluate("~/runs/x", episodes=2) and marl_flow.results.load("~/runs")
+    assert cli.main(["eval", "~nobody-of-that-name/x"]) == 2
+    assert "home directory that ~ stands for, found none; set HOME" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -119,7 +135,7 @@ def test_unknown_flags_of_train_become_settings(given: list[str], becomes: list[
         (["train", DATASET, "coflow", "--widht", "64"], "nearest: width"),
         (["train", DATASET, "coflow", "train.horizon=3"], "unknown setting 'train.horizon'"),
         (["train", DATASET, "coflow", "width=wide"], "width: expected int, got 'wide'"),
-        (["train", DATASET, "coflow", "width=20"], "divisible by 16"),
+        (["train", DATASET, "coflow", "width=20"], "attention on multiples of 16 channels, got 20"),
         (["train", DATASET, "coflow", "--width", "32", "width=64"], "given twice"),
         (["train", DATASET, "coflow", "keep_checkpoints=0"], "keep_checkpoints: expected at least 1"),
         (["train", DATASET, "coflow", "seed=1"], "unknown setting 'seed'; it has a flag: --seed 1"),
@@ -196,14 +212,55 @@ def test_faults_are_told_apart_by_their_exit_code(
     error: BaseException, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches bugs that look like bad input, a full disk that looks like a bug, and Ctrl-C with a traceback."""
-
-    def fail(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(cli.app, "cli", fail)
+    names: dict = {"error": error}
+    exec(compile("def fail(**_): raise error", cli.__file__, "exec"), names)  # as if a line of ours raised
+    monkeypatch.setattr(cli.app, "cli", names["fail"])
     assert cli.main(["doctor"]) == code
     text = capsys.readouterr().err
     assert says in text and ("Traceback" in text) == (code == 1)
+
+
+def test_an_error_in_a_users_code_is_not_called_our_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a report of a bug in marl_flow for a line in somebody's own method or task."""
+
+    def fail(**_: object) -> None:
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(cli.app, "cli", fail)
+    assert cli.main(["doctor"]) == 1
+    text = capsys.readouterr().err
+    assert f"RuntimeError in {__file__}" in text and "bug" not in text.splitlines()[-1]
+
+
+def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> None:
+    """Catches runs that are not evaluated, and datasets that are not verified, because an earlier one is bad; also
+    where what is bad is a fault of ours."""
+    assert cli.main(bc("good", "updates=2")) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", "missing", "good", "gone", "--episodes", "2"]) == 2
+    out, err = capsys.readouterr()
+    assert "bc decentralized" in out and out.splitlines()[-1] == "next: marl-flow report good"
+    assert err.count("missing") == err.count("gone") == 1 and len(read_results(place / "good")) == 1
+
+    absent = ("mpe/simple_spread/expert", "mpe/simple_tag/random")
+    assert cli.main(["data", "verify", absent[0], DATASET, absent[1], "--steps", "50"]) == 2
+    out, err = capsys.readouterr()
+    assert f"native/{DATASET}-v1: whole" in out and all(f"native/{name}-v1" in err for name in absent)
+
+    verify, first = data.verify_dataset, []
+
+    def broken(folder: Path, name: str, steps: int | None = None) -> dict:
+        if not first:
+            first.append(name)
+            raise ZeroDivisionError("broken")
+        return verify(folder, name, steps)
+
+    monkeypatch.setattr(data, "verify_dataset", broken)
+    assert cli.main(["data", "verify", DATASET, DATASET, "--steps", "50"]) == 1
+    out, err = capsys.readouterr()
+    assert "whole" in out and "ZeroDivisionError in" in err
 
 
 def test_data_commands_tell_what_is_here(

@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     package, record = root / "their_methods", root / "their_methods-1.0.dist-info"
     package.mkdir()
     (package / "__init__.py").write_text(MODULE)
+    (root / "unfinished.py").write_text("class Method(")
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: their_methods\nVersion: 1.0\n")
     (record / "entry_points.txt").write_text("[marl_flow.algorithms]\nlinear = their_methods:Linear\n")
@@ -89,19 +90,22 @@ def command(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return run
 
 
-@pytest.mark.parametrize(("name", "recorded"), [("linear", "linear"), ("their_methods:Linear", "linear")])
+@pytest.mark.parametrize("name", ["linear", "their_methods:Linear"])
 def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
-    command: Callable[..., str], folder: Path, name: str, recorded: str
+    command: Callable[..., str], folder: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """Catches a method that trains but cannot be found again by its run, and one that only the suite's can resume."""
+    """Catches a method that trains but cannot be found again by its run, that cannot be resumed, or that trains on part
+    of a dataset without a word."""
     place = f"runs/{name.replace(':', '-')}"
     train = ("train", DATASET, name, "--out", place, "tensorboard=false")
     assert "4 updates" in command(*train)
+    assert "is not what its recipe makes: 20 of 10,000 episodes" in caplog.text
+    assert "add train.updates=NUMBER" in command(*train, "updates=7", fails=True)
     assert "continued from update 4" in command(*train, "train.updates=7")
     assert "return" in command("eval", place, "--episodes", "3")
     (result,) = read_results(folder / place)
-    assert (result.algorithm, result.update) == (recorded, 7)
-    assert recorded in command("report", place, "--out", f"{place}-report")
+    assert (result.algorithm, result.update) == ("their_methods:Linear", 7)
+    assert "their_methods:Linear" in command("report", place, "--out", f"{place}-report")
     assert "learning_rate=0.01" in command("train", DATASET, name, "--show-config")
 
 
@@ -109,15 +113,42 @@ def test_a_method_from_outside_is_trained_resumed_evaluated_and_reported(
     ("name", "message"),
     [
         ("their_methods:NotAMethod", "their_methods:NotAMethod: expected a subclass"),
-        ("their_methods:Linar", "no attribute Linar; its callables are"),
+        ("their_methods:Linar", "no attribute Linar; it defines"),
         ("nobodys_methods:Linear", "cannot import the module nobodys_methods"),
         ("linaer", "nearest: linear"),
+        ("unfinished:Method", "unfinished.py, line 1: "),
         ("their_methods:", "expected module:name such as"),
     ],
 )
 def test_a_method_that_cannot_be_found_is_named(command: Callable[..., str], name: str, message: str) -> None:
     """Catches tracebacks where a module or class is mistyped."""
     assert message in command("train", DATASET, name, fails=True)
+
+
+def test_a_method_that_is_called_like_one_of_ours_is_not_taken_for_it(
+    command: Callable[..., str], folder: Path
+) -> None:
+    """Catches a run of an outside `bc` that is evaluated and reported as the suite's."""
+    (folder / "other_bc.py").write_text(
+        "from marl_flow.baselines.bc import BehaviourCloning\nclass Other(BehaviourCloning): name = 'bc'\n"
+    )
+    command("train", DATASET, "other_bc:Other", "--out", "runs/other", "updates=2", "batch_size=8", "tensorboard=false")
+    command("eval", "runs/other", "--episodes", "2")
+    assert read_results(folder / "runs/other")[0].algorithm == "other_bc:Other"
+
+
+def test_a_config_that_cannot_be_read_again_is_refused_before_training(
+    command: Callable[..., str], folder: Path
+) -> None:
+    """Catches hours of training whose checkpoint nothing can load."""
+    (folder / "nested.py").write_text(
+        "from dataclasses import dataclass, field, replace\nfrom their_methods import Linear, LinearConfig\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Deep(LinearConfig):\n"
+        "    inner: dict = field(default_factory=dict)\n"
+        "class Nested(Linear):\n    presets = {'default': Deep(inner={1: 'a'})}\n"
+    )
+    text = command("train", DATASET, "nested:Nested", "--out", "runs/nested", fails=True)
+    assert "so that the run can be read again" in text and not (folder / "runs/nested/checkpoints").exists()
 
 
 def test_a_class_without_entry_point_is_named_by_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from marl_flow import datasets, envs, results
+from marl_flow import cli, datasets, envs, results
 from marl_flow.interfaces import VectorEnv
 
 GAME = '''
@@ -95,6 +95,20 @@ def test_a_task_of_ones_own_is_trained_on_evaluated_and_reported(folder: Path) -
     assert row.team_return_mean > -0.7 * still  # it walks to the middle, as the data do
     reported = marl_flow("report", "run", "--out", "report")
     assert reported.returncode == 0 and "mygame" in reported.stdout, reported.stderr
+
+
+def test_a_task_of_other_data_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches training on one task's data that names another one's environment, which only `eval` would find out."""
+    assert cli.main(["train", "user/mygame/run/any-v1", "bc", "--task", "mygame:make_walk"]) == 2
+    assert "makes mygame/walk, but user/mygame/run/any-v1 is of mygame/run" in capsys.readouterr().err
+
+
+def test_an_environment_unlike_the_data_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches training on data of a task whose environment has other observations or another length."""
+    longer = GAME.replace("max_steps=5", "max_steps=6")
+    (folder / "longer.py").write_text(longer, encoding="utf-8")
+    assert cli.main(["train", DATASET, "bc", "--task", "longer:make_walk", "updates=1"]) == 2
+    assert "max_steps: 5 there, 6 here" in capsys.readouterr().err
 
 
 def test_a_factory_that_does_not_exist_is_refused(folder: Path) -> None:

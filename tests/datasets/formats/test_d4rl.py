@@ -28,6 +28,9 @@ def oracle(source: Path, spec: TaskSpec) -> dict[str, Any]:
     with h5py.File(source, "r") as file:
         arrays = {name: file[name][()] for name in NAMES if name in file}
     agents, rows = spec.num_agents, len(arrays["rewards"])
+    for name in ("rewards", "terminals", "timeouts"):
+        if name in arrays and arrays[name].shape == (rows, 1):
+            arrays[name] = arrays[name][:, 0]
     failed = arrays["terminals"].astype(bool)
     lengths, terminated, kept, start = [], [], 0, 0
     for row in range(rows):
@@ -125,6 +128,86 @@ def test_a_published_file_implies_its_task(layouts, read, tmp_path: Path) -> Non
         UserError, match=r"continuous actions \[M, A\], found .* int64 \[9, 2\]; say of which known task"
     ):
         read("d4rl", tmp_path / "hopper.hdf5", None)
+
+
+def replace_array(path: Path, name: str, values: np.ndarray) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file[name] = values
+
+
+def test_columns_are_squeezed(layouts, read, tmp_path: Path) -> None:
+    """Catches files that D4RL's own loader reads, which squeezes rewards and terminals, and are refused here; and
+    one agent's choices as a column."""
+    spec = layouts.small_task(agents=1)
+    store = layouts.random_store(spec, [4, 2, 3], terminated=[False, True, True])
+    path = tmp_path / "hopper.hdf5"
+    layouts.write_d4rl(path, store)
+    with h5py.File(path) as file:
+        arrays = {name: file[name][()] for name in ("rewards", "terminals", "timeouts")}
+    for name, values in arrays.items():
+        replace_array(path, name, values[:, None])
+    layouts.assert_same(read("d4rl", path, spec), store)
+    replace_array(path, "rewards", np.stack([arrays["rewards"]] * 2, axis=1))
+    with pytest.raises(UserError, match=r"rewards: expected shape \[9\], found \[9, 2\]"):
+        read("d4rl", path, spec)
+
+    spec = layouts.small_task(agents=1, discrete=True)
+    store = layouts.random_store(spec, [4, 2, 3])
+    export_dataset("d4rl", store, tmp_path / "choices.hdf5")
+    replace_array(tmp_path / "choices.hdf5", "actions", store.actions)
+    assert store.actions.shape == (9, 1)
+    layouts.assert_same(read("d4rl", tmp_path / "choices.hdf5", None), store)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "i4", "u1", "u8", "i2", "?", "f2", "f8"])
+def test_numbers_of_other_types_are_read_exactly(dtype: str, layouts, read, tmp_path: Path) -> None:
+    """Catches rewards of 0 and 1 stored as integers or bools, and observations as bytes or half floats, refused."""
+    path = tmp_path / "sparse.hdf5"
+    layouts.write_d4rl(path, layouts.random_store(layouts.small_task(agents=1), [4, 3]), next_observations=False)
+    rewards = np.array([0, 0, 0, 1, 0, 0, 1])
+    observations = np.arange(28).reshape(7, 4) * (9 if dtype in ("u1", "f2") else 1) % 256
+    observations = observations % 2 if dtype == "?" else observations
+    replace_array(path, "rewards", rewards.astype(dtype))
+    replace_array(path, "observations", observations.astype(dtype))
+    found = read("d4rl", path, None)
+    assert found.rewards[:, 0].tolist() == rewards.tolist() and found.rewards.dtype == np.float32
+    rows = layouts.step_rows(found)
+    assert np.array_equal(found.observations[rows, 0], observations) and found.observations.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (2**24 + 1, "i8"),
+        (-(2**24) - 1, "i4"),
+        (2**31 - 1, "i4"),
+        (2**60 + 1, "i8"),
+        (2**64 - 1, "u8"),
+        (2**63 - 1, "i8"),
+    ],
+)
+def test_integers_are_never_rounded(value: int, dtype: str, layouts, read, tmp_path: Path) -> None:
+    """Catches an integer that float32 does not hold turned into its neighbour in silence."""
+    path = tmp_path / "sums.hdf5"
+    layouts.write_d4rl(path, layouts.random_store(layouts.small_task(agents=1), [4, 3]))
+    rewards = np.zeros(7, dtype)
+    rewards[:2] = 2**24, value
+    replace_array(path, "rewards", rewards)
+    with pytest.raises(
+        UserError, match=rf"rewards: expected integers that float32 holds exactly, found {value} at row 1"
+    ):
+        read("d4rl", path, None)
+
+
+def test_a_file_without_ends_says_so(layouts, read, tmp_path: Path) -> None:
+    """Catches a message about shapes where no flag is set."""
+    path = tmp_path / "endless.hdf5"
+    layouts.write_d4rl(path, layouts.random_store(layouts.small_task(agents=1), [4, 3]))
+    for name in ("terminals", "timeouts"):
+        replace_array(path, name, np.zeros(7, bool))
+    with pytest.raises(UserError, match=r"expected at least one episode that ends, found 7 rows without an end"):
+        read("d4rl", path, None)
 
 
 def test_without_timeouts_the_limit_must_be_known(layouts, read, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_refusals_name_the_file_and_the_row(layouts, read, spec, tmp_path: Path)
     attempt("acs_2.npy", lambda a: a.__setitem__((61, 1), 1.5), "found .*1.5.* at episode 12, step 1, agent_2")
     attempt("obs_0.npy", lambda a: a[:, :3], r"obs_0.npy: expected shape \[200, 4\], found \[200, 3\]")
     attempt("acs_0.npy", lambda a: a[:-1], r"acs_0.npy: expected shape \[200, 2\], found \[199, 2\]")
-    attempt("obs_1.npy", lambda a: a.astype("f2"), "expected float32 or float64, found float16")
+    attempt("obs_1.npy", lambda a: a.astype("c8"), "expected plain numbers, found complex64")
     (tmp_path / "flat" / "dones_2.npy").unlink()
     with pytest.raises(UserError, match=r"found no dones_2\.npy"):
         read("omar", tmp_path / "flat", spec)

@@ -61,6 +61,25 @@ def test_cards_of_unlisted_discrete_data(make_store) -> None:
     assert "published" not in render_card(found)
 
 
+@pytest.mark.parametrize(
+    ("returns", "counts"),
+    [
+        ([1.0, 1.0000000000000002], [2]),
+        ([1.0, 1.0 + 3 * 2**-52, 1.0], [3]),
+        ([5.0, 5.0, 5.0], [0] * 10 + [3] + [0] * 9),
+        ([0.0, 1.0], [1] + [0] * 18 + [1]),
+        ([-1e38, 1e38], [1] + [0] * 18 + [1]),
+    ],
+)
+def test_nearly_equal_returns_have_a_histogram(returns, counts, make_store, monkeypatch) -> None:
+    """Catches a card that fails where no 20 bins fit between the returns: success pays 1, shaping 1e-16."""
+    store = make_store([1] * len(returns))
+    monkeypatch.setattr(EpisodeStore, "team_returns", lambda _: np.array(returns))
+    found = card(store)["return_histogram"]
+    assert found["counts"] == counts and len(found["edges"]) == len(counts) + 1
+    assert np.isfinite(found["edges"]).all() and found["edges"][0] <= min(returns) <= max(returns) <= found["edges"][-1]
+
+
 def test_verify_reads_every_byte(tmp_path: Path, make_store) -> None:
     """Catches a verification that trusts the manifest."""
     write_store(tmp_path / "data", make_store([2, 3]))

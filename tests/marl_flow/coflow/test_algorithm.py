@@ -299,6 +299,36 @@ def test_impossible_settings_are_refused(change: dict[str, object]) -> None:
         dataclasses.replace(CoFlowConfig(), **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({"width": 24, "unet_multipliers": (1, 4, 8), "attention_on_every_skip": False}, True),
+        ({"width": 8, "unet_multipliers": (1, 2), "heads": 4, "attention_on_every_skip": False}, True),
+        ({"width": 24, "unet_multipliers": (1, 2), "heads": 6}, True),
+        ({"width": 24, "unet_multipliers": (1, 4)}, False),
+        ({"width": 24, "unet_multipliers": (1, 3), "heads": 4, "attention_on_every_skip": False}, False),
+        ({"width": 20, "unet_multipliers": (1, 4), "attention_on_every_skip": False}, False),
+        ({"width": 8, "unet_multipliers": (1,), "attention_on_every_skip": False}, False),
+        ({"width": 16, "unet_multipliers": (1, 0)}, False),
+        ({"backbone": "token", "width": 20, "heads": 5}, True),
+        ({"backbone": "token", "width": 24, "heads": 4}, False),
+        ({"backbone": "token", "width": 16, "heads": 4, "unet_multipliers": (1, 5)}, True),
+    ],
+)
+def test_every_width_that_runs_is_accepted(change: dict[str, object], runs: bool) -> None:
+    """Catches a check of channels that no agent attends on, and one missing where agents do: the error must name the
+    setting, not come from inside the network."""
+    unet = dataclasses.replace(TINY_UNET, horizon=5)
+    if not runs:
+        with pytest.raises(ValueError, match=r"width|unet_multipliers"):
+            dataclasses.replace(unet, **change)
+        return
+    config = dataclasses.replace(unet, **change)
+    algorithm = build(config)
+    frames = torch.zeros(4, config.history + 1, AGENTS, SIZE)
+    assert policy(algorithm, "centralized").plan(frames).isfinite().all()
+
+
 def test_same_noise_for_every_step_count_and_pass_count() -> None:
     """Catches noise drawn per sampling step (step counts would not be paired), and a miscounted latency column."""
     algorithm = build(TINY)
