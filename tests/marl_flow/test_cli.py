@@ -609,7 +609,7 @@ def test_switches_and_counts_may_be_written_in_other_forms(place: Path, capsys: 
         assert shown in text
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "ma_td3_bc", "random"])
+@pytest.mark.parametrize("algorithm", ["coflow", "bc", "ma_td3_bc", "random"])
 def test_every_listed_setting_has_a_description(
     place: Path, capsys: pytest.CaptureFixture[str], algorithm: str
 ) -> None:
