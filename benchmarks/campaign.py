@@ -160,7 +160,7 @@ def _train_and_evaluate(run_and_evaluation: tuple[Run, EvalConfig]) -> list[str]
     run, evaluation = run_and_evaluation
     trained = train.describe_training(train.train(run))
     results = evaluate.evaluate(run.folder, evaluation)
-    return [trained, *(map(evaluate.describe, results) if results else ["evaluated before"])]
+    return [trained, *([evaluate.describe(result, run.folder) for result in results] or ["evaluated before"])]
 
 
 def run_campaign(

@@ -12,13 +12,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
 import marl_flow
 from marl_flow.cli_data import BadPath, DatasetName, UserPath, data, for_each
+
+if TYPE_CHECKING:
+    from marl_flow.interfaces import EvaluationResult
 
 INTERRUPTED = 130
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -104,7 +107,7 @@ def evaluate(
     again: bool = False,
 ) -> int:
     """Plays evaluation episodes with trained runs and adds the results to their folders. Results that are there
-    already are skipped, and an evaluation that was killed continues.
+    already are printed and not played again, and an evaluation that was killed continues.
 
     Args:
         runs: Run folders, or checkpoint files inside one.
@@ -140,8 +143,11 @@ def evaluate(
     evaluated: list[str] = []
 
     def evaluate_one(run: Path) -> None:
-        for result in evaluate_run(run, config, gif=gif, again=again, progress=True):
-            print(describe(result))
+        def show_present(result: EvaluationResult) -> None:
+            print(describe(result, run, already=True))
+
+        for result in evaluate_run(run, config, gif=gif, again=again, progress=True, on_present=show_present):
+            print(describe(result, run))
         evaluated.append(str(run_folder(run)))
 
     try:

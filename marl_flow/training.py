@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +42,9 @@ from marl_flow.run_folder import (
 from marl_flow.run_log import MetricsLog
 
 log = logging.getLogger(__name__)
+
+CXX = "clang++" if sys.platform == "darwin" else "g++"
+"""The C++ compiler that `torch.compile` uses, unless the variable of this name names another."""
 
 
 class TrainingStopped(UserError):
@@ -159,7 +165,7 @@ def train(
     """
     training = resolve(training, config)
     run = describe(algorithm, preset, config, training, data)
-    device = checked_device(training.device)
+    device = check_machine(training)
     if data.spec.action.kind not in algorithm.action_kinds:
         raise UserError(
             f"{algorithm.name} serves {' and '.join(algorithm.action_kinds)} actions, but {data.spec.task_id} has "
@@ -180,6 +186,23 @@ def train(
             raise UserError(
                 f"could not write into {run_folder} ({error.strerror}); free some space or choose another --out; {last}"
             ) from error
+
+
+def check_machine(training: TrainConfig) -> torch.device:
+    """The device to train on; a UserError where this machine lacks it, or the compiler that `compile` needs."""
+    device = checked_device(training.device)
+    if training.compile and cpp_compiler() is None:
+        name = os.environ.get("CXX") or CXX
+        raise UserError(
+            f"compile=true needs a C++ compiler, and there is no {name} on the PATH; install one, name it in the "
+            "variable CXX, or leave compile out"
+        )
+    return device
+
+
+def cpp_compiler() -> str | None:
+    """The path of the compiler that `torch.compile` would use; None where there is none."""
+    return shutil.which(os.environ.get("CXX") or CXX)
 
 
 def checked_device(name: str) -> torch.device:

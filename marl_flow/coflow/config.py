@@ -31,20 +31,25 @@ class CoFlowConfig:
     """Whether frames begin with the agent's one-hot id. None: as in the release, where actions are discrete; there
     (SMAC) the published data carry it, and MA-MuJoCo's observations have it already."""
     objective: Objective = "finite_difference"
+    """Equation of the predicted velocity; finite_difference is the paper's, jvp MeanFlow's (see loss.py)."""
     history: int = 0
     """C, frames before the current one (>= 0)."""
     horizon: int = 4
     """H, planned steps (>= 1). The paper and its release count frames: their horizon 24 is 23 here."""
     backbone: Literal["unet", "token"] = "token"
+    """The network: the paper's U-Net, or attention over tokens of one frame of one agent."""
     width: int = 128
     """Channels of the token network, or what `unet_multipliers` multiply. Where agents attend (token network: `width`;
     U-Net: every level's channels, the first level's only with `attention_on_every_skip`) they are divisible by
     4 * `heads`, and those of each U-Net level by 8."""
     unet_multipliers: tuple[int, ...] = (1, 4, 8)
+    """U-Net: channels of each level, as multiples of `width`."""
     token_blocks: int = 3
+    """Token network: number of blocks, >= 1."""
     embedding_width: int = 32
     """Channels of each of the two embeddings, time and return; even. The release ties it to `width`."""
     heads: int = 4
+    """Attention heads, >= 1."""
     attention_on_every_skip: bool = True
     """U-Net: also attend on the shallowest skip, which the release leaves unused."""
     time_bins: int | None = None
@@ -75,22 +80,31 @@ class CoFlowConfig:
     repeated division magnifies an error of the target a hundredfold within a task's step limit, as it would over
     MA-MuJoCo's 1,000 steps."""
     inverse_hidden: int = 256
+    """Width of the inverse dynamics' hidden layers, >= 1."""
     inverse_per_agent: bool = False
+    """Inverse dynamics of its own for each agent, instead of one that all share."""
     inverse_from_difference: bool = True
+    """Inverse dynamics see a frame and its change to the next one, instead of both frames."""
     inverse_weight: float = 0.5
     """w of the total loss, (1 - w) * flow loss + w * inverse-dynamics loss, in (0, 1]."""
     normalizer: Literal["cdf", "limits", "standard"] = "standard"
+    """How observations are scaled: by their ranks in the data, by their range, or by mean and deviation."""
     learning_rate: float = 3e-3
+    """Of Adam at the start, > 0."""
     final_learning_rate_share: float = 0.05
     """Cosine decay over `updates` to this fraction of the learning rate, in (0, 1]; 1 is constant."""
     gradient_clip: float | None = 1.0
+    """Largest norm of the gradient of an update, > 0; None: not clipped."""
     ema_decay: float = 0.995
+    """Of the moving average of the weights, which acts, in [0, 1]."""
     ema_every: int = 1
+    """Updates between two steps of that average, >= 1."""
     ema_start: int = 0
     """Before this update the average is a copy of the weights."""
     updates: int = 3000
     """Budget the learning-rate decay is spread over, and the default length of training."""
     batch_size: int = 256
+    """Windows per update, >= 1."""
 
     def __post_init__(self) -> None:
         WindowSpec(history=self.history, horizon=self.horizon, discount=self.discount)

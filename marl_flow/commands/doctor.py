@@ -41,6 +41,7 @@ def findings() -> Iterator[Finding]:
     yield Finding(level="ok", subject="python", message=f"{platform.python_version()} at {sys.executable}")
     yield from _libraries()
     yield from _devices()
+    yield _compiler()
     yield from _data()
     yield from _optional()
 
@@ -101,6 +102,17 @@ def _devices() -> Iterator[Finding]:
         yield Finding(level="absent", subject="cuda", message=message, advice=advice)
     else:
         yield Finding(level="absent", subject="cuda", message="torch is a CPU build; everything runs with --device cpu")
+
+
+def _compiler() -> Finding:
+    from marl_flow.training import CXX, cpp_compiler
+
+    compiler = cpp_compiler()
+    if compiler is None:
+        name = os.environ.get("CXX") or CXX
+        advice = "only compile=true needs one: install it, or name another in the variable CXX"
+        return Finding(level="absent", subject="compiler", message=f"no C++ compiler ({name})", advice=advice)
+    return Finding(level="ok", subject="compiler", message=f"{compiler}, for compile=true")
 
 
 def _data() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,19 @@ class EvalConfig:
 
 
 def evaluate(
-    run: Path, config: EvalConfig, *, gif: bool = False, again: bool = False, progress: bool = False
+    run: Path,
+    config: EvalConfig,
+    *,
+    gif: bool = False,
+    again: bool = False,
+    progress: bool = False,
+    on_present: Callable[[EvaluationResult], object] | None = None,
 ) -> list[EvaluationResult]:
     """Evaluates a run folder, or a checkpoint file in one, and appends the results to those of the run.
 
     Returns the new results. What the run holds already is skipped unless `again`: results, and the finished blocks of
-    episodes of an evaluation that was killed.
+    episodes of an evaluation that was killed. on_present: called with every requested result that was there already,
+    which otherwise are counted in the log.
     """
     device = training.checked_device(config.device)
     seeds = evaluation.evaluation_seeds(config.episodes)
@@ -68,7 +75,7 @@ def evaluate(
     requests = requests_of(algorithm, header, folder, config)
     device_type, model = evaluation.machine(algorithm)
     made_by = (_sha256(file), evaluation.block_rows(algorithm.spec.max_steps), model, environment_info())
-    done = set() if again else {_key(result) for result in run_log.read_results(folder)}
+    done = {} if again else {_key(result): result for result in run_log.read_results(folder)}
     results = []
     for rule in dict.fromkeys(rule for rule, _ in requests):
         same_rule = [acting for other, acting in requests if other == rule]
@@ -80,7 +87,9 @@ def evaluate(
                 blocks.remove()
             if key not in done:
                 missing[acting] = blocks
-        if len(missing) < len(same_rule):
+            elif on_present is not None:
+                on_present(done[key])
+        if len(missing) < len(same_rule) and on_present is None:
             present = len(same_rule) - len(missing)
             log.info("%s: %d of %d evaluations are there already", folder, present, len(same_rule))
         if unfinished := sum(blocks.path.exists() for blocks in missing.values()):
@@ -209,13 +218,15 @@ def write_rollout(algorithm: Algorithm, acting: ActingConfig, path: Path, seed: 
         frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def describe(result: EvaluationResult) -> str:
-    """One line about a result for a terminal."""
+def describe(result: EvaluationResult, run: Path, *, already: bool = False) -> str:
+    """One line about a result of a run for a terminal; already: it was there before this evaluation."""
     mean = sum(result.team_returns) / len(result.team_returns)
-    steps = f" k {result.num_sampling_steps:<3}" if result.num_sampling_steps else ""
-    actions = f" m {result.actions_per_plan:<3}" if result.actions_per_plan != 1 else ""
-    latency = f"{result.latency_ms_p50:.2f} ms a decision"
+    acting = f", {result.execution}"
+    acting += f" k {result.num_sampling_steps}" if result.num_sampling_steps else ""
+    acting += f" m {result.actions_per_plan}" if result.actions_per_plan != 1 else ""
+    played = len(result.seeds)
+    wins = "" if result.won is None else f", won {sum(result.won)} of {played} ({100 * sum(result.won) / played:.0f} %)"
     return (
-        f"{result.algorithm} {result.execution}{steps}{actions}: return {mean:.1f} over {len(result.seeds)} episodes, "
-        f"{latency}"
+        f"{run}: {result.algorithm} seed {result.training_seed} on {result.dataset_id}{acting}: return {mean:.1f} over "
+        f"{played} episodes{wins}, {result.latency_ms_p50:.2f} ms a decision" + (" (there already)" if already else "")
     )

@@ -79,9 +79,9 @@ def quickstart(
     if device == "cpu":  # as in training: the same numbers, and latencies, on any number of cores
         torch.set_num_threads(1)
     for run, evaluation in runs:
-        results = evaluate.evaluate(run.folder, evaluation, gif=True)
-        for line in map(evaluate.describe, results):
-            print_fn(f"   {line}")
+        results = evaluate.evaluate(run.folder, evaluation, gif=True, progress=True)
+        for result in results:
+            print_fn(f"   {evaluate.describe(result, Path(run.folder.name))}")
         if not results:
             print_fn(f"   {run.folder.name}: evaluated before")
 

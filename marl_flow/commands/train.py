@@ -21,7 +21,7 @@ from marl_flow.commands.data import open_dataset, training_data
 from marl_flow.config import nearest, override
 from marl_flow.datasets import catalog, native
 from marl_flow.interfaces import Execution, UserError
-from marl_flow.training import TrainConfig, TrainResult, checked_device
+from marl_flow.training import TrainConfig, TrainResult, check_machine
 from marl_flow.training import train as run_training
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def field_meanings(config_class: type) -> dict[str, str]:
 
 def train(run: Run, *, progress: bool = True) -> TrainResult:
     """Trains a run, with a progress bar; continues where it stopped when the folder holds the same run."""
-    checked_device(run.training.device)
+    check_machine(run.training)  # before a dataset is built
     store = open_dataset(run.dataset_id)
     if difference := native.unlike_recipe(store):
         log.warning(

@@ -20,6 +20,7 @@ import marl_flow
 from marl_flow import cli, results
 from marl_flow.benchmarks.campaign import make_runs
 from marl_flow.commands import data, doctor, quickstart
+from marl_flow.commands.evaluate import describe
 from marl_flow.run_log import read_results
 
 DATASET = "mpe/simple_spread/random"
@@ -337,7 +338,7 @@ def test_train_eval_and_report_make_one_journey(tool: Tool, place: Path) -> None
     first = tool(*bc("runs/bc", "updates=6"))
     assert first.returncode == 0 and "6 updates" in first.stdout, first.stderr
     second = tool("eval", "runs/bc", "--episodes", "5", "--gif", "--k", "1", "3")
-    assert second.returncode == 0 and "bc decentralized: return" in second.stdout, second.stderr
+    assert second.returncode == 0 and ", decentralized: return" in second.stdout, second.stderr
     (result,) = read_results(place / "runs/bc")
     assert (len(result.seeds), result.num_sampling_steps, result.protocol) == (5, None, "last checkpoint")
     assert (place / "runs/bc/rollout_decentralized.gif").is_file()
@@ -608,7 +609,7 @@ def test_switches_and_counts_may_be_written_in_other_forms(place: Path, capsys: 
         assert shown in text
 
 
-@pytest.mark.parametrize("algorithm", ["bc", "ma_td3_bc", "random"])
+@pytest.mark.parametrize("algorithm", ["coflow", "bc", "ma_td3_bc", "random"])
 def test_every_listed_setting_has_a_description(
     place: Path, capsys: pytest.CaptureFixture[str], algorithm: str
 ) -> None:
@@ -651,3 +652,43 @@ def test_a_target_beyond_reason_does_not_blame_the_weights(place: Path, capsys: 
         error = capsys.readouterr().err
         assert f"target: {target} is no return" in error and "those of the training data are from" in error
         assert "weights" not in error
+
+
+def test_compile_without_a_compiler_is_one_message(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a missing compiler that is called a bug, or found after a dataset was built; a silent doctor."""
+    monkeypatch.setenv("PATH", str(place))
+    monkeypatch.setenv("MARL_FLOW_DATA", str(place / "data"))
+    assert cli.main([*bc("run", "compile=true")]) == 2
+    error = capsys.readouterr().err
+    assert "compile=true needs a C++ compiler" in error and "Traceback" not in error and error.count("\n") == 1
+    assert not (place / "run").exists() and not (place / "data").exists()
+    (compiler,) = [finding for finding in doctor.findings() if finding.subject == "compiler"]
+    assert compiler.level == "absent" and "no C++ compiler" in compiler.message
+    monkeypatch.setenv("CXX", sys.executable)
+    (compiler,) = [finding for finding in doctor.findings() if finding.subject == "compiler"]
+    assert compiler.level == "ok"
+
+
+def test_eval_run_again_prints_the_numbers_that_are_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a second eval that prints no number, and lines that do not say which run, seed and data they are of."""
+    assert cli.main([*bc("run", "updates=2"), "--seed", "3"]) == 0
+    for words, marks in ((["--episodes", "2"], [""]), (["--episodes", "2"], ["there already"]), (["--again"], [""])):
+        capsys.readouterr()
+        assert cli.main(["eval", "run", *words]) == 0
+        printed = capsys.readouterr().out.splitlines()[:-1]
+        last = read_results(place / "run")[-1]
+        mean = sum(last.team_returns) / len(last.team_returns)
+        assert len(printed) == len(marks)
+        for line, mark in zip(printed, marks, strict=True):
+            assert line.startswith("run: bc seed 3 on native/mpe/simple_spread/random-v1, decentralized: return ")
+            assert f"return {mean:.1f} over {len(last.seeds)} episodes" in line
+            assert ("there already" in line) == bool(mark) and "won" not in line
+
+
+def test_a_line_of_an_evaluation_says_how_many_episodes_were_won() -> None:
+    """Catches wins that are left out, or counted of the wrong number of episodes."""
+    (stored,) = read_results(Path(__file__).parent / "former_run/bc")
+    line = describe(dataclasses.replace(stored, won=(True, False, False)), Path("runs/a b"))
+    assert "over 3 episodes, won 1 of 3 (33 %), " in line and line.startswith("runs/a b: bc seed 0 on native/mpe")

@@ -199,8 +199,8 @@ def test_plans_are_reused_where_there_are_plans(folder: Path, trained: Path, tmp
     assert [(one.num_sampling_steps, one.actions_per_plan) for one in found] == [(2, 1), (1, 3), (2, 3)]
     assert [one.network_passes for one in found] == [2.0, 1 / 3, 2 / 3]
     assert len({one.team_returns for one in (*first, *found)}) == 4
-    assert [evaluate.describe(one).split(":")[0] for one in found[:2]] == [
-        *("coflow decentralized k 2  ", "coflow decentralized k 1   m 3  ")
+    assert [evaluate.describe(one, folder).split(":")[1].partition(", ")[2] for one in found[:2]] == [
+        *("decentralized k 2", "decentralized k 1 m 3")
     ]
     assert (folder / "rollout_decentralized_k1.gif").is_file()
     acting = evaluate.ActingConfig(num_sampling_steps=1, actions_per_plan=3)
