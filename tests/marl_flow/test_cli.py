@@ -241,7 +241,7 @@ def test_one_bad_item_does_not_end_a_list(place: Path, monkeypatch, capsys) -> N
     capsys.readouterr()
     assert cli.main(["eval", "missing", "good", "gone", "--episodes", "2"]) == 2
     out, err = capsys.readouterr()
-    assert "bc decentralized" in out and out.splitlines()[-1] == "next: marl-flow report good"
+    assert "good: bc seed 0" in out and out.splitlines()[-1] == "next: marl-flow report good"
     assert err.count("missing") == err.count("gone") == 1 and len(read_results(place / "good")) == 1
 
     absent = ("mpe/simple_spread/expert", "mpe/simple_tag/random")
