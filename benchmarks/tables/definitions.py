@@ -46,7 +46,7 @@ QUICKSTART = (
     ("Latency p50, ms", "{latency_ms_p50:.2f}"),
 )
 TABLES: Mapping[str, Table] = {
-    "quickstart": Table(source="quickstart/2026-11-27-de131de", columns=QUICKSTART, left=2),
+    "quickstart": Table(source="quickstart/2026-11-28-76fed40", columns=QUICKSTART, left=2),
     "quickstart-amd": Table(source="quickstart/2026-11-25-044d6de", columns=QUICKSTART, left=2),
     "mpe": Table(
         source=MPE,

@@ -62,6 +62,7 @@ def oracle(source: Path, spec: TaskSpec) -> dict[str, Any]:
     return {name: np.concatenate(v) if isinstance(v[0], np.ndarray) else v for name, v in found.items()}
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["mpe", "mamujoco", "smac"]),
