@@ -537,10 +537,12 @@ def test_doctor_compares_versions(requirement: str, level: str) -> None:
 
 
 def test_doctor_reads_versions_as_numbers() -> None:
-@pytest.mark.slow
     """Catches 2.13 taken for older than 2.6, and requirements of extras reported as missing."""
     assert doctor.release("2.13.0+cpu") == (2, 13, 0) > doctor.release("2.6")
     assert doctor.library('ruff>=0.6; extra == "dev"', {}) is None
+
+
+@pytest.mark.slow
 def test_a_log_of_training_and_evaluation_is_short(tool: Tool) -> None:
     """Catches a batch job's log that is 97 % redraws of a bar, in training and in evaluation."""
     for arguments in (["train", DATASET, "bc", "updates=300", "batch_size=64", "--out", "run"], ["eval", "run"]):
@@ -565,7 +567,6 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_terminal_without_some_characters_gets_others(tmp_path: Path, encoding: str) -> None:
-@pytest.mark.slow
     """Catches a traceback where a terminal or log is not UTF-8, in help, cards and errors."""
     for arguments, code in ((["data", "show", DATASET], 0), (["--help"], 0), (["eval", "no ☃ run"], 2), (["trian"], 2)):
         command = [sys.executable, "-m", "marl_flow", *arguments]
@@ -573,6 +574,9 @@ def test_a_terminal_without_some_characters_gets_others(tmp_path: Path, encoding
         done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, timeout=120)
         assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr
         assert done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_closed_streams_are_no_bug(tmp_path: Path) -> None:
     """Catches tracebacks where output is closed, by a daemon or by a reader that has gone, and a full disk unsaid."""
     tool = f"{sys.executable} -m marl_flow"
