@@ -565,6 +565,7 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     cli.tyro._experimental_options.update(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_terminal_without_some_characters_gets_others(tmp_path: Path, encoding: str) -> None:
     """Catches a traceback where a terminal or log is not UTF-8, in help, cards and errors."""

@@ -409,7 +409,7 @@ def test_the_other_maps_conserve_too(name: str) -> None:
 # The contract
 
 
-@pytest.mark.parametrize("name", ["3m", "2s3z", "so_many_baneling"])
+@pytest.mark.parametrize("name", ["3m", "2s3z", pytest.param("so_many_baneling", marks=pytest.mark.slow)])
 def test_the_contract_holds(name: str) -> None:
     """Catches every clause of `VectorEnv` that the checks know, to the last bit in batches of any size."""
     check_vector_env(
