@@ -23,7 +23,7 @@ quickstart: install
 test: check
 	$(PYTEST) -m "not slow"
 
-# What `make test` leaves out: journeys, kills, whole datasets, installations.
+# What `make test` leaves out: long commands, kills, whole datasets, installations.
 test-slow: install
 	$(PYTEST) -m slow
 

@@ -1,4 +1,4 @@
-"""The command line as users meet it: real files, and for whole journeys real processes."""
+"""The command line as users meet it: real files, and for long commands real processes."""
 
 from __future__ import annotations
 
