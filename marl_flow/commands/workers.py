@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,6 +16,9 @@ from marl_flow.interfaces import UserError
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
+
+CHECKPOINT_SECONDS = 4.0
+"""How long a worker without its main program may go on, to write a checkpoint."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,8 +57,19 @@ def as_done(work: Callable[[T], R], tasks: Iterable[T], num_workers: int) -> Ite
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """Ends the worker when the main program has gone, whichever way; a training gets the time for a checkpoint."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(CHECKPOINT_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
 def _start_worker(bar_positions: Queue[int], lock: Any) -> None:
     """One thread, and a line of its own for the progress bar (tqdm reads the variable when it is imported)."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TQDM_POSITION"] = str(bar_positions.get())
     import torch
     from tqdm import tqdm
